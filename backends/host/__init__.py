@@ -1,0 +1,1 @@
+"""Access to the host: commands, files, mounts, marks of ownership."""

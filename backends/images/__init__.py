@@ -1,0 +1,1 @@
+"""Image formats: their headers, and how images are made and changed."""

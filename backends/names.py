@@ -1,0 +1,50 @@
+"""Names of pools and volumes, checked where they enter."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from backends import errors
+
+MAX_NAME_BYTES = 255
+"""NAME_MAX of Linux file systems."""
+
+RESERVED_PREFIX = ".poolkeeper"
+"""Names that start so are ours: the staging directory of a pool, and what stands in it."""
+
+NAME_PATTERN = r"^[^/\x00-\x1f\x7f]+$"
+
+
+def check_name(name: str, *, what: str) -> str:
+    """Return ``name`` if it may stand as one path component and as an argument of a command.
+
+    :param what: what it names, for the message: ``pool name``, ``volume name``.
+    :raises errors.InvalidSpec: with the first reason that forbids it.
+    """
+    problem = _problem(name)
+    if problem:
+        shown = name if name.isprintable() and len(name) <= 60 else repr(name[:60])
+        raise errors.InvalidSpec(
+            f"The {what} {shown!r} {problem}." if shown is name else f"The {what} {shown} {problem}.",
+            hint=f"A {what} is 1 to {MAX_NAME_BYTES} bytes, without '/' or control characters, "
+            "and does not start with '-'.",
+        )
+    return name
+
+
+def _problem(name: str) -> str:
+    if not name:
+        return "is empty"
+    if name in (".", ".."):
+        return "is a directory entry of its own meaning"
+    if "/" in name:
+        return "has a '/'"
+    if name.startswith("-"):
+        return "starts with '-' and could be taken for an option"
+    if name.startswith(RESERVED_PREFIX):
+        return f"starts with {RESERVED_PREFIX!r}, which is reserved"
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        return "has a control character"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"is {len(name.encode())} bytes long"
+    return ""

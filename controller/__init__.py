@@ -1,0 +1,1 @@
+"""What decides: resources, plans, stores, sources and the ways in."""
