@@ -77,11 +77,10 @@ def format_human(size: int) -> str:
     """Write bytes for a person, to three figures: ``19.5 GiB``. Not for machines."""
     if size < KIB:
         return f"{size} B"
-    value, unit = float(size), "B"
-    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
-        value /= 1024
-        if value < 999.5:
-            break
+    power = 1
+    while size / 1024**power >= 999.5 and power < 6:
+        power += 1
+    value, unit = size / 1024**power, ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")[power - 1]
     digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
     text = f"{value:.{digits}f}"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {unit}"

@@ -1,0 +1,383 @@
+"""What a pool type is, what is observed of a pool, and what can be done to it.
+
+A pool type is a module in this package with a ``POOL_TYPE``. The planner in ``controller`` decides
+from facts alone what has to be done; a ``Backend`` observes those facts and does one thing at a
+time. A backend decides nothing: it neither reads policies nor compares sizes.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from backends import errors
+from backends.host.marks import Mark, MarkStore
+from backends.schema import Model
+from backends.spec import Permissions, PoolSpecBase, VolumeSpec
+
+
+class TargetUse(enum.Enum):
+    """What ``target.path`` means for a pool type."""
+
+    REQUIRED = "required"
+    DERIVED = "derived"
+    NONE = "none"
+
+
+class Operation(enum.Enum):
+    """What a backend can do; the capability table of a pool type is a set of these."""
+
+    BUILD = "build"
+    START = "start"
+    STOP = "stop"
+    DELETE = "delete"
+    CREATE_VOLUME = "create volume"
+    DELETE_VOLUME = "delete volume"
+    GROW_VOLUME = "grow volume"
+    SHRINK_VOLUME = "shrink volume"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolType:
+    """One pool type: its spec member, its names and defaults, and what serves it.
+
+    :param name: libvirt's spelling (``iscsi-direct``).
+    :param order: place in libvirt's list of pool types; own types come after.
+    :param source: model of the member that the type's name selects.
+    :param source_name: field of ``source`` that names the source on the host; where it is left out
+        the pool's name stands for it (libvirt: virStoragePoolOptions, SOURCE_NAME).
+    :param target: what ``target.path`` means.
+    :param target_template: path of a derived target, with ``{source}`` for the source's name.
+    :param volume_formats: formats that volumes may have; empty where volumes have no format.
+    :param default_volume_format: format of a volume that gives none.
+    :param backend: makes the backend; None where this release can read and write the type's
+        manifests and XML and can't serve it.
+    """
+
+    name: str
+    order: int
+    description: str
+    source: type[Model]
+    source_name: str | None = None
+    target: TargetUse = TargetUse.REQUIRED
+    target_template: str = ""
+    volume_formats: tuple[str, ...] = ()
+    default_volume_format: str | None = None
+    operations: frozenset[Operation] = frozenset()
+    backend: Callable[[BackendContext], Backend] | None = None
+
+    @property
+    def member(self) -> str:
+        """The field of the pool's spec that holds ``source``: ``iscsiDirect``."""
+        head, *rest = self.name.split("-")
+        return head + "".join(part.capitalize() for part in rest)
+
+    @property
+    def attribute(self) -> str:
+        """The same as a Python attribute: ``iscsi_direct``."""
+        return self.name.replace("-", "_")
+
+    @property
+    def member_required(self) -> bool:
+        """Whether the member has a field that can't be left out."""
+        return any(item.is_required() for item in self.source.model_fields.values())
+
+    @property
+    def source_formats(self) -> tuple[str, ...]:
+        """Formats of the source that a manifest may name, default included."""
+        item = self.source.model_fields.get("format")
+        return get_args(item.annotation) if item is not None else ()
+
+    @property
+    def default_source_format(self) -> str | None:
+        item = self.source.model_fields.get("format")
+        return item.default if item is not None else None
+
+
+class Presence(enum.Enum):
+    """Whether the backing of a pool is there. Unreachable is never taken for absent."""
+
+    PRESENT = "present"
+    ABSENT = "absent"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """One image that a volume stands on; ``present`` is None for what is not a file."""
+
+    path: str
+    format: str | None
+    present: bool | None
+    capacity: int | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PermissionFacts:
+    """Who may use a thing, as it is."""
+
+    mode: int
+    owner: int
+    group: int
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeFacts:
+    """What was observed of a volume; sizes in bytes."""
+
+    name: str
+    path: str
+    key: str
+    type: Literal["file", "block", "dir", "network", "netdir", "ploop"]
+    format: str | None
+    capacity: int | None
+    allocation: int | None
+    physical: int | None = None
+    permissions: PermissionFacts | None = None
+    mark: Mark | None = None
+    encryption: str | None = None
+    compat: str | None = None
+    cluster_size: int | None = None
+    lazy_refcounts: bool | None = None
+    extended_l2: bool | None = None
+    backing_path: str | None = None
+    backing_format: str | None = None
+    backing_chain: tuple[Link, ...] = ()
+    problem: str = ""
+    """Why the volume can't be read or used as it is; empty where all is well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolFacts:
+    """What was observed of a pool in one scan; sizes in bytes.
+
+    :param detail: why the pool is not present, or is degraded.
+    :param data_found: what a probe found where a build would write; empty for nothing.
+    :param leftovers: half-made things of ours, by name, that no one is working on.
+    :param skipped: entries that are not volumes, with the reason.
+    """
+
+    presence: Presence
+    detail: str = ""
+    mark: Mark | None = None
+    active: bool = False
+    degraded: bool = False
+    data_found: str = ""
+    capacity: int | None = None
+    allocation: int | None = None
+    available: int | None = None
+    permissions: PermissionFacts | None = None
+    volumes: Mapping[str, VolumeFacts] = field(default_factory=dict)
+    leftovers: tuple[str, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    copy_on_write: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """A declared pool as a backend sees it.
+
+    :param resource: the declaring resource, ``StoragePool/images``.
+    """
+
+    uid: str
+    resource: str
+    name: str
+    spec: PoolSpecBase
+    type: PoolType
+
+    @property
+    def source(self) -> Model | None:
+        """The member that the type names."""
+        found = getattr(self.spec, self.type.attribute, None)
+        return found if isinstance(found, Model) else None
+
+    @property
+    def source_name(self) -> str:
+        """The name of the source on the host; the pool's own where none is given."""
+        given = getattr(self.source, self.type.source_name, None) if self.type.source_name else None
+        return str(given) if given else self.name
+
+    @property
+    def target_path(self) -> Path:
+        """Where the pool stands on the host.
+
+        :raises errors.InvalidSpec: for a type that has no target, or where it was left out.
+        """
+        if self.type.target is TargetUse.DERIVED:
+            return Path(self.type.target_template.format(source=self.source_name))
+        if self.spec.target is None or self.spec.target.path is None:
+            raise errors.InvalidSpec(
+                f"Pool {self.name!r} has no target.path.", hint="Give the directory of the pool."
+            )
+        return Path(self.spec.target.path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A declared volume as a backend sees it, with all defaults filled in.
+
+    :param resource: the declaring resource, ``StorageVolume/default/disk1``.
+    :param format: the declared format, or the pool type's default.
+    :param capacity: bytes; for an overlay without one, the backing image's.
+    :param backing_path: path of the backing image; None where there is none.
+    :param permissions: the volume's own over the pool's defaults; None fields are left alone.
+    """
+
+    uid: str
+    resource: str
+    name: str
+    spec: VolumeSpec
+    format: str | None
+    capacity: int | None
+    permissions: Permissions
+    backing_path: str | None = None
+    backing_format: str | None = None
+
+    def mark(self, origin: Literal["Created", "Adopted"]) -> Mark:
+        return Mark(uid=self.uid, resource=self.resource, origin=origin)
+
+
+class Verb(enum.StrEnum):
+    """Everything that an action can do to a host."""
+
+    BUILD_POOL = "BuildPool"
+    ADOPT_POOL = "AdoptPool"
+    START_POOL = "StartPool"
+    STOP_POOL = "StopPool"
+    SET_POOL_PERMISSIONS = "SetPoolPermissions"
+    CLEAN_POOL = "CleanPool"
+    DELETE_POOL = "DeletePool"
+    RELEASE_POOL = "ReleasePool"
+    CREATE_VOLUME = "CreateVolume"
+    ADOPT_VOLUME = "AdoptVolume"
+    GROW_VOLUME = "GrowVolume"
+    SHRINK_VOLUME = "ShrinkVolume"
+    SET_VOLUME_PERMISSIONS = "SetVolumePermissions"
+    DELETE_VOLUME = "DeleteVolume"
+    RELEASE_VOLUME = "ReleaseVolume"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Bytes done of bytes in all; ``total`` 0 where it is not known."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a running step is given beside its target: a way to report, and a way to be stopped."""
+
+    report: Callable[[Progress], None] = lambda progress: None
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendContext:
+    """What a backend is made with.
+
+    :param marks: where ownership is recorded.
+    :param command_timeout: seconds that a host command may take.
+    """
+
+    marks: MarkStore
+    command_timeout: float = 300.0
+
+
+class Backend(ABC):
+    """One pool type at work. Every step may be repeated: done already is success.
+
+    All methods raise ``errors.StorageError``.
+    """
+
+    def __init__(self, context: BackendContext) -> None:
+        self.context = context
+
+    @abstractmethod
+    def observe(self, pool: Pool) -> PoolFacts:
+        """Look at the pool and all its volumes in one scan, changing nothing."""
+
+    def commands(
+        self, verb: Verb, pool: Pool, volume: Volume | None = None
+    ) -> tuple[tuple[str, ...], ...]:
+        """The host commands that a step would run, for a plan; empty where it runs none."""
+        return ()
+
+    def granularity(self, format: str | None) -> int:
+        """Bytes to which the host rounds a volume's capacity up."""
+        return 1
+
+    def check_volume(self, pool: Pool, volume: Volume) -> None:
+        """Refuse, before anything is done, a volume that could never be made."""
+
+    def build(self, pool: Pool, *, overwrite: bool) -> None:
+        """Make what backs the pool, and mark it ours before it can be found by its name."""
+        raise _unsupported(pool, "build")
+
+    def adopt(self, pool: Pool) -> None:
+        """Mark a backing that is there as ours."""
+        raise _unsupported(pool, "adopt")
+
+    def release(self, pool: Pool) -> None:
+        """Take our mark off, leaving everything else."""
+
+    def start(self, pool: Pool) -> None:
+        """Make the pool usable; nothing to do for types that always are."""
+
+    def stop(self, pool: Pool) -> None:
+        """Undo ``start``, leaving all data."""
+
+    def set_permissions(self, pool: Pool, permissions: Permissions) -> None:
+        """Give the target the mode, owner, group and label that are not None."""
+        raise _unsupported(pool, "change permissions of")
+
+    def clean(self, pool: Pool) -> None:
+        """Remove half-made things of ours that no one is working on."""
+
+    def delete(self, pool: Pool) -> None:
+        """Destroy what backs the pool."""
+        raise _unsupported(pool, "delete")
+
+    def create_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
+        """Make the volume. It appears under its name complete and marked, or not at all."""
+        raise _unsupported(pool, "create volumes in")
+
+    def adopt_volume(self, pool: Pool, volume: Volume) -> None:
+        """Mark a volume that is there as ours, with origin Adopted."""
+        raise _unsupported(pool, "adopt volumes in")
+
+    def release_volume(self, pool: Pool, volume: Volume) -> None:
+        """Take our mark off, leaving everything else. Gone already is success."""
+        raise _unsupported(pool, "release volumes in")
+
+    def resize_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
+        """Give the volume the declared capacity, up or down."""
+        raise _unsupported(pool, "resize volumes in")
+
+    def set_volume_permissions(self, pool: Pool, volume: Volume) -> None:
+        """Give the volume the mode, owner, group and label that are not None."""
+        raise _unsupported(pool, "change permissions of volumes in")
+
+    def delete_volume(self, pool: Pool, volume: Volume) -> None:
+        """Delete the volume if it carries our mark. Gone already is success."""
+        raise _unsupported(pool, "delete volumes in")
+
+
+def _unsupported(pool: Pool, doing: str) -> errors.Unsupported:
+    return errors.Unsupported(
+        f"Can't {doing} pool {pool.name!r}: type {pool.type.name} has no way."
+    )
+
+
+def plain(value: Any) -> str:
+    """A value as it stands in a sentence about drift."""
+    return "none" if value is None else str(value)

@@ -1,0 +1,845 @@
+"""What a pool, a volume, an operation and a node are: specs and statuses, declared once.
+
+The members of a pool's spec that belong to one pool type (``logical``, ``rbd``) are declared in
+the file of that type; ``backends.registry`` puts the whole ``StoragePoolSpec`` together.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from backends.schema import (
+    AbsolutePath,
+    Duration,
+    Form,
+    Mode,
+    Model,
+    Name,
+    ObjectName,
+    Quantity,
+    Rule,
+    Text,
+    TransitionRule,
+    Uuid,
+    Xml,
+    immutable,
+)
+
+FileFormat = Literal[
+    "none", "raw", "dir", "bochs", "cloop", "dmg", "iso", "vpc", "vdi", "fat", "vhd", "ploop",
+    "cow", "qcow", "qcow2", "qed", "vmdk",
+]  # fmt: skip
+"""Formats of volumes that are files (libvirt's virStorageFileFormat)."""
+
+PartitionFormat = Literal[
+    "none", "linux", "fat16", "fat32", "linux-swap", "linux-lvm", "linux-raid", "extended"
+]
+"""Formats of volumes that are partitions (libvirt's virStorageVolFormatDisk)."""
+
+
+class PoolState(enum.StrEnum):
+    ACTIVE = "Active"
+    INACTIVE = "Inactive"
+
+
+class BuildPolicy(enum.StrEnum):
+    NEVER = "Never"
+    IF_EMPTY = "IfEmpty"
+    OVERWRITE = "Overwrite"
+
+
+class Adoption(enum.StrEnum):
+    NEVER = "Never"
+    IF_MATCHES = "IfMatches"
+    OBSERVE = "Observe"
+
+
+class Recreation(enum.StrEnum):
+    NEVER = "Never"
+    IF_MISSING = "IfMissing"
+
+
+class PoolDeletion(enum.StrEnum):
+    RETAIN = "Retain"
+    UNDEFINE = "Undefine"
+    DELETE = "Delete"
+
+
+class VolumeDeletion(enum.StrEnum):
+    RETAIN = "Retain"
+    DELETE = "Delete"
+
+
+class Discovery(enum.StrEnum):
+    REPORT = "Report"
+    ADOPT = "Adopt"
+
+
+class Permissions(Model):
+    """Who may use a directory, file or device."""
+
+    mode: Annotated[Mode | None, Xml("mode", Form.MODE)] = Field(
+        None, description="Permission bits in octal, quoted."
+    )
+    owner: Annotated[int | None, Xml("owner", Form.ID)] = Field(
+        None, ge=0, le=2**32 - 2, description="Numeric user id of the owner."
+    )
+    group: Annotated[int | None, Xml("group", Form.ID)] = Field(
+        None, ge=0, le=2**32 - 2, description="Numeric group id."
+    )
+    label: Annotated[Text | None, Xml("label")] = Field(None, description="SELinux label.")
+
+
+class Host(Model):
+    """A server that holds the storage."""
+
+    name: Annotated[Text, Xml("@name")] = Field(
+        min_length=1, description="Host name, or IPv4 or IPv6 address."
+    )
+    port: Annotated[int | None, Xml("@port")] = Field(
+        None, ge=1, le=65535, description="TCP port; the protocol's own if left out."
+    )
+
+
+Hosts = Annotated[tuple[Host, ...], Field(min_length=1, max_length=64)]
+
+
+class Device(Model):
+    """A block device, or what stands for one in the protocol (an iSCSI target)."""
+
+    path: Annotated[Text, Xml("@path", Form.PATH)] = Field(
+        min_length=1,
+        description="Path of the device, best one under /dev/disk/by-id; for iSCSI the IQN.",
+    )
+    part_separator: Annotated[bool | None, Xml("@part_separator", Form.YES_NO)] = Field(
+        None, description="Whether partition names have a 'p' before the number."
+    )
+
+
+Devices = Annotated[tuple[Device, ...], Field(max_length=256)]
+
+
+class SecretRef(Model):
+    """Where a secret is kept. Its value never stands in a resource."""
+
+    rules = (
+        Rule(
+            cel="(has(self.name) ? 1 : 0) + (has(self.uuid) ? 1 : 0) + (has(self.usage) ? 1 : 0) "
+            "== 1",
+            message="give exactly one of name, uuid and usage",
+            holds=lambda self: (
+                sum(value is not None for value in (self.name, self.uuid, self.usage)) == 1
+            ),
+        ),
+    )
+
+    name: ObjectName | None = Field(
+        None, description="Name of a Secret, or of a file in the agent's secrets directory."
+    )
+    namespace: ObjectName | None = Field(
+        None, description="Namespace of the Secret; only for cluster-scoped resources."
+    )
+    key: Text | None = Field(None, description="Key in the Secret; default `passphrase`.")
+    uuid: Annotated[Text | None, Xml("@uuid")] = Field(None, description="libvirt secret, by uuid.")
+    usage: Annotated[Text | None, Xml("@usage")] = Field(
+        None, description="libvirt secret, by its usage string."
+    )
+
+
+class Auth(Model):
+    """How the host proves itself to the server of the storage."""
+
+    type: Annotated[Literal["chap", "ceph"], Xml("@type")] = Field(
+        description="`chap` for iSCSI, `ceph` for RBD."
+    )
+    username: Annotated[Text, Xml("@username")] = Field(min_length=1, description="User name.")
+    secret_ref: Annotated[SecretRef, Xml("secret")] = Field(description="The password or key.")
+
+
+class Target(Model):
+    """Where a pool stands on the host."""
+
+    path: Annotated[AbsolutePath | None, Xml("path", Form.PATH)] = Field(
+        None, description="Directory of the pool; derived for logical and zfs."
+    )
+    permissions: Annotated[Permissions | None, Xml("permissions")] = Field(
+        None, description="Permissions of the target directory; they don't pass on to volumes."
+    )
+
+
+class VolumeDefaults(Model):
+    """What volumes of the pool get where their own spec says nothing."""
+
+    permissions: Permissions | None = Field(None, description="Permissions of new volumes.")
+
+
+class Features(Model):
+    """Properties of the pool's directory."""
+
+    copy_on_write: Annotated[bool | None, Xml("cow/@state", Form.YES_NO)] = Field(
+        None,
+        description="Copy-on-write of new files in a directory on btrfs; off on btrfs if left out.",
+    )
+
+
+class Inventory(Model):
+    """What the storage is, for people; nothing acts on it."""
+
+    vendor: Annotated[Text | None, Xml("source/vendor/@name")] = Field(
+        None, description="Vendor of the device."
+    )
+    product: Annotated[Text | None, Xml("source/product/@name")] = Field(
+        None, description="Product name of the device."
+    )
+
+
+class Build(Model):
+    """Whether the pool's backing may be made: a directory, file system, volume group, label."""
+
+    policy: BuildPolicy = Field(
+        BuildPolicy.IF_EMPTY,
+        description="Never: it has to be there. IfEmpty: made where a probe finds nothing. "
+        "Overwrite: made over what is there, once per generation; needs confirm.",
+    )
+    confirm: Name | None = Field(
+        None, description="The pool's name again, to allow Overwrite to destroy what is there."
+    )
+
+
+class Refresh(Model):
+    """How often the pool is looked at, and how closely."""
+
+    interval: Duration = Field("5m", description="Time between two looks at an unchanged pool.")
+    volume_allocation: Annotated[
+        Literal["Default", "Capacity"] | None, Xml("refresh/volume/@allocation")
+    ] = Field(
+        None,
+        description="Capacity: report a volume's capacity as its allocation, which is cheap; "
+        "Default: ask for the true figure.",
+    )
+
+
+class PoolSpecBase(Model):
+    """What every pool has; the members of its type stand beside it."""
+
+    transitions: ClassVar[tuple[TransitionRule, ...]] = (
+        immutable("type"),
+        immutable("poolName"),
+        TransitionRule(
+            cel="!has(oldSelf.uuid) || (has(self.uuid) && self.uuid == oldSelf.uuid)",
+            message="uuid can't be changed once it is set",
+            holds=lambda old, new: old.uuid is None or new.uuid == old.uuid,
+        ),
+    )
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            cel="!has(self.build) || self.build.policy != 'Overwrite' || has(self.build.confirm)",
+            message="build.policy Overwrite needs build.confirm with the pool's name",
+            holds=lambda self: (
+                self.build.policy is not BuildPolicy.OVERWRITE or self.build.confirm is not None
+            ),
+        ),
+        Rule(
+            cel="!has(self.adoption) || self.adoption != 'Observe' || !has(self.deletionPolicy) "
+            "|| self.deletionPolicy != 'Delete'",
+            message="a pool with adoption Observe is never changed, so its deletionPolicy "
+            "can't be Delete",
+            holds=lambda self: (
+                not (
+                    self.adoption is Adoption.OBSERVE
+                    and self.deletion_policy is PoolDeletion.DELETE
+                )
+            ),
+        ),
+    )
+
+    node_name: ObjectName | None = Field(
+        None, description="Node whose agent keeps the pool; standalone: this host if left out."
+    )
+    pool_name: Annotated[Name | None, Xml("name")] = Field(
+        None, description="Name of the pool on the host; default: the resource's name."
+    )
+    uuid: Annotated[Uuid | None, Xml("uuid")] = Field(
+        None, description="UUID of the pool; one is made and kept in status if left out."
+    )
+    features: Annotated[Features | None, Xml("features")] = Field(
+        None, description="Properties of the pool's directory."
+    )
+    inventory: Annotated[Inventory | None, Xml(".")] = Field(
+        None, description="What the storage is, for people."
+    )
+    target: Annotated[Target | None, Xml("target")] = Field(
+        None, description="Where the pool stands on the host."
+    )
+    volume_defaults: VolumeDefaults | None = Field(
+        None, description="What volumes get where their own spec says nothing."
+    )
+    state: PoolState = Field(PoolState.ACTIVE, description="Whether the pool is to run.")
+    autostart: bool = Field(
+        True,
+        description="False: after a reboot of the host the pool stays down until its spec changes "
+        "or an operation starts it.",
+    )
+    transient: bool = Field(
+        False, description="True: the resource goes when the pool stops or the host reboots."
+    )
+    build: Build = Field(Build(), description="Whether the pool's backing may be made.")
+    adoption: Adoption = Field(
+        Adoption.IF_MATCHES,
+        description="What to do with a backing that is there and was not made by us: Never take "
+        "it, take it IfMatches, or Observe it and never change anything.",
+    )
+    deletion_policy: PoolDeletion = Field(
+        PoolDeletion.RETAIN,
+        description="When the resource goes: Retain leaves everything, Undefine stops the pool "
+        "and leaves its data, Delete destroys what backs it.",
+    )
+    refresh: Annotated[Refresh, Xml(".")] = Field(
+        Refresh(), description="How often the pool is looked at."
+    )
+    discovery: Discovery = Field(
+        Discovery.REPORT,
+        description="Volumes nobody declared: Report counts and a sample, Adopt makes a "
+        "StorageVolume for each.",
+    )
+    suspend: bool = Field(False, description="True: report, and change nothing.")
+
+
+class ResourceRef(Model):
+    """A reference to another resource by name."""
+
+    name: ObjectName = Field(description="Name of the resource.")
+
+
+class VolumeRef(Model):
+    """A reference to another volume."""
+
+    name: ObjectName = Field(description="Name of the StorageVolume.")
+    namespace: ObjectName | None = Field(
+        None, description="Its namespace; the same as the referring resource's if left out."
+    )
+
+
+class CloneSource(Model):
+    """Contents copied from another volume."""
+
+    volume_ref: VolumeRef = Field(description="The volume to copy.")
+    reflink: Literal["Auto", "Always", "Never"] = Field(
+        "Auto", description="Whether blocks are shared with the source where the file system can."
+    )
+
+
+class HttpSource(Model):
+    """Contents fetched over HTTP."""
+
+    url: Text = Field(pattern=r"^https?://", description="Address of the image.")
+    checksum: (
+        Annotated[str, Field(max_length=140, pattern=r"^(sha256|sha512):[0-9a-f]+$")] | None
+    ) = Field(None, description="`sha256:HEX` or `sha512:HEX` of the bytes as fetched.")
+    format: FileFormat | None = Field(None, description="Format of the image at the address.")
+
+
+class FileSource(Model):
+    """Contents read from a file of the host."""
+
+    path: AbsolutePath = Field(description="Path of the file.")
+    format: FileFormat | None = Field(None, description="Format of the file.")
+
+
+class UploadSource(Model):
+    """Contents that a later upload brings."""
+
+
+class VolumeSource(Model):
+    """Where a new volume's contents come from; blank if left out."""
+
+    rules = (
+        Rule(
+            cel="[has(self.clone), has(self.http), has(self.file), has(self.upload)]"
+            ".filter(given, given).size() == 1",
+            message="give exactly one of clone, http, file and upload",
+            holds=lambda self: (
+                sum(v is not None for v in (self.clone, self.http, self.file, self.upload)) == 1
+            ),
+        ),
+    )
+
+    clone: CloneSource | None = Field(None, description="Another volume.")
+    http: HttpSource | None = Field(None, description="An image on a web server.")
+    file: FileSource | None = Field(None, description="A file of the host.")
+    upload: UploadSource | None = Field(None, description="An upload that is to come.")
+
+
+class BackingStore(Model):
+    """The image that a volume is a difference to."""
+
+    rules = (
+        Rule(
+            cel="has(self.volumeRef) != has(self.path)",
+            message="give exactly one of volumeRef and path",
+            holds=lambda self: (self.volume_ref is None) != (self.path is None),
+        ),
+    )
+
+    volume_ref: VolumeRef | None = Field(None, description="A declared volume.")
+    path: Annotated[Text | None, Xml("path")] = Field(
+        None, description="Path of an image; a relative one starts at the pool's directory."
+    )
+    format: Annotated[FileFormat, Xml("format/@type")] = Field(
+        description="Format of the backing image. It is never guessed."
+    )
+    permissions: Annotated[Permissions | None, Xml("permissions")] = Field(
+        None, description="Permissions of the backing image as libvirt reports them; not applied."
+    )
+
+
+class Cipher(Model):
+    """The cipher of an encrypted volume."""
+
+    name: Annotated[Text, Xml("@name")] = Field(description="Cipher, such as aes.")
+    size: Annotated[int, Xml("@size")] = Field(ge=1, le=65536, description="Key size in bits.")
+    mode: Annotated[Text | None, Xml("@mode")] = Field(None, description="Mode, such as xts.")
+    hash: Annotated[Text | None, Xml("@hash")] = Field(None, description="Hash, such as sha256.")
+
+
+class IvGenerator(Model):
+    """How initialisation vectors are made."""
+
+    name: Annotated[Text, Xml("@name")] = Field(description="Generator, such as plain64.")
+    hash: Annotated[Text | None, Xml("@hash")] = Field(None, description="Hash of the generator.")
+
+
+class Encryption(Model):
+    """Encryption of a volume's contents."""
+
+    rules = (
+        Rule(
+            cel="!has(self.ivgen) || has(self.cipher)",
+            message="ivgen needs cipher",
+            holds=lambda self: self.ivgen is None or self.cipher is not None,
+        ),
+    )
+
+    format: Annotated[Literal["luks", "luks2", "luks-any", "qcow", "default"], Xml("@format")] = (
+        Field("luks", description="Only luks can be made; the others are read from libvirt's XML.")
+    )
+    engine: Annotated[Literal["qemu", "librbd"] | None, Xml("@engine")] = Field(
+        None, description="Who decrypts; kept for libvirt."
+    )
+    secret_ref: Annotated[SecretRef | None, Xml("secret")] = Field(
+        None, description="The passphrase."
+    )
+    further_secret_refs: Annotated[tuple[SecretRef, ...], Xml("secret")] = Field(
+        (), max_length=8, description="Passphrases of further layers; kept for libvirt."
+    )
+    cipher: Annotated[Cipher | None, Xml("cipher")] = Field(None, description="The cipher.")
+    ivgen: Annotated[IvGenerator | None, Xml("ivgen")] = Field(
+        None, description="How initialisation vectors are made."
+    )
+
+
+class ImageFeatures(Model):
+    """Features of a qcow2 image."""
+
+    lazy_refcounts: Annotated[bool | None, Xml("lazy_refcounts", Form.PRESENCE)] = Field(
+        None, description="Postpone reference count updates; needs compat 1.1."
+    )
+    extended_l2: Annotated[bool | None, Xml("extended_l2", Form.PRESENCE)] = Field(
+        None, alias="extendedL2", description="Subclusters; needs compat 1.1."
+    )
+
+
+class Resize(Model):
+    """How a change of capacity is carried out."""
+
+    allow_shrink: bool = Field(
+        False, description="Allow a capacity below the present one. What lies past it is lost."
+    )
+    allocate: bool = Field(False, description="Allocate the space that is added.")
+
+
+class Wipe(Model):
+    """How contents are overwritten."""
+
+    algorithm: Literal[
+        "zero", "nnsa", "dod", "bsi", "gutmann", "schneier", "pfitzner7", "pfitzner33", "random",
+        "trim",
+    ] = Field("zero", description="Patterns to write.")  # fmt: skip
+
+
+VolumeFormat = Literal[
+    "raw", "dir", "bochs", "cloop", "dmg", "iso", "vpc", "vdi", "fat", "vhd", "ploop", "cow",
+    "qcow", "qcow2", "qed", "vmdk", "none", "linux", "fat16", "fat32", "linux-swap", "linux-lvm",
+    "linux-raid", "extended",
+]  # fmt: skip
+"""Formats of volumes, over all pool types."""
+
+
+class VolumeSpec(Model):
+    """A volume as it is declared."""
+
+    transitions = (
+        immutable("poolRef"),
+        immutable("volumeName"),
+        immutable("format"),
+        immutable("source"),
+        immutable("encryption"),
+        TransitionRule(
+            cel="!has(oldSelf.nodeName) || (has(self.nodeName) "
+            "&& self.nodeName == oldSelf.nodeName)",
+            message="nodeName can't be changed once it is set",
+            holds=lambda old, new: old.node_name is None or new.node_name == old.node_name,
+        ),
+    )
+    rules = (
+        Rule(
+            cel="has(self.capacity) || has(self.backingStore) || has(self.source) "
+            "|| (has(self.format) && self.format == 'dir') "
+            "|| (has(self.adoption) && self.adoption == 'Observe')",
+            message="capacity is required for a new volume without backingStore or source",
+            holds=lambda self: (
+                self.capacity is not None
+                or self.backing_store is not None
+                or self.source is not None
+                or self.format == "dir"
+                or self.adoption is Adoption.OBSERVE
+            ),
+        ),
+        Rule(
+            cel="!has(self.backingStore) || !has(self.format) || self.format in "
+            "['qcow', 'qcow2', 'qed', 'vmdk', 'none']",
+            message="backingStore needs a format that can stand on another image: qcow2, qed, "
+            "qcow or vmdk",
+            holds=lambda self: (
+                self.backing_store is None
+                or self.format in (None, "qcow", "qcow2", "qed", "vmdk", "none")
+            ),
+        ),
+        Rule(
+            cel="!has(self.source) || !has(self.backingStore)",
+            message="source and backingStore exclude each other",
+            holds=lambda self: self.source is None or self.backing_store is None,
+        ),
+        Rule(
+            cel="!has(self.adoption) || self.adoption != 'Observe' || !has(self.deletionPolicy) "
+            "|| self.deletionPolicy != 'Delete'",
+            message="a volume with adoption Observe is never changed, so its deletionPolicy "
+            "can't be Delete",
+            holds=lambda self: (
+                not (
+                    self.adoption is Adoption.OBSERVE
+                    and self.deletion_policy is VolumeDeletion.DELETE
+                )
+            ),
+        ),
+    )
+
+    pool_ref: ResourceRef = Field(description="The StoragePool that holds the volume.")
+    node_name: ObjectName | None = Field(
+        None, description="Node of the pool; filled in when it is known."
+    )
+    volume_name: Annotated[Name | None, Xml("name")] = Field(
+        None, description="Name of the volume in the pool; default: the resource's name."
+    )
+    capacity: Annotated[Quantity | None, Xml("capacity", Form.BYTES)] = Field(
+        None, description="Size that a user of the volume sees. It grows freely."
+    )
+    allocation: Annotated[Quantity | None, Xml("allocation", Form.BYTES)] = Field(
+        None,
+        description="Space set aside when the volume is made: 0 for none (sparse); left out: all "
+        "of it for raw volumes, as in libvirt.",
+    )
+    preallocation: Literal["Off", "Metadata", "Falloc", "Full"] | None = Field(
+        None, description="How that space is set aside."
+    )
+    format: Annotated[VolumeFormat | None, Xml("target/format/@type")] = Field(
+        None, description="Format of the volume; default: the pool type's own (raw for files)."
+    )
+    compat: Annotated[
+        Annotated[str, Field(max_length=16, pattern=r"^[0-9]+\.[0-9]+$")] | None,
+        Xml("target/compat"),
+    ] = Field(None, description="qcow2 version: 0.10 or 1.1.")
+    nocow: Annotated[bool | None, Xml("target/nocow", Form.PRESENCE, printed=False)] = Field(
+        None, description="Turn copy-on-write off for the file, where the file system has it."
+    )
+    cluster_size: Annotated[Quantity | None, Xml("target/clusterSize", Form.CLUSTER)] = Field(
+        None, description="Cluster size of a qcow2 image, a power of two."
+    )
+    features: Annotated[ImageFeatures | None, Xml("target/features")] = Field(
+        None, description="Features of a qcow2 image."
+    )
+    permissions: Annotated[Permissions | None, Xml("target/permissions")] = Field(
+        None, description="Permissions of the volume; default: the pool's volumeDefaults."
+    )
+    encryption: Annotated[Encryption | None, Xml("target/encryption")] = Field(
+        None, description="Encryption of the contents."
+    )
+    backing_store: Annotated[BackingStore | None, Xml("backingStore")] = Field(
+        None, description="The image that this volume is a difference to."
+    )
+    source: VolumeSource | None = Field(None, description="Where the contents come from.")
+    resize: Resize = Field(Resize(), description="How a change of capacity is carried out.")
+    adoption: Adoption = Field(
+        Adoption.IF_MATCHES,
+        description="What to do with a volume of this name that is there and was not made by us: "
+        "Never take it, take it IfMatches, or Observe it and never change anything.",
+    )
+    recreation: Recreation = Field(
+        Recreation.NEVER,
+        description="What to do when the volume has gone from a pool that can be read: Never make "
+        "it anew (its data is lost, somebody has to know), or IfMissing make a new one.",
+    )
+    deletion_policy: VolumeDeletion = Field(
+        VolumeDeletion.RETAIN,
+        description="When the resource goes: Retain leaves the volume, Delete deletes it.",
+    )
+    wipe_on_delete: Wipe | None = Field(
+        None, description="Overwrite the contents before the volume is deleted."
+    )
+    suspend: bool = Field(False, description="True: report, and change nothing.")
+
+
+class Condition(Model):
+    """One aspect of a resource's state, as in the Kubernetes API conventions."""
+
+    type: Annotated[str, Field(max_length=316)] = Field(description="Which aspect.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    reason: Annotated[str, Field(max_length=1024)] = Field(
+        description="Why, in one CamelCase word."
+    )
+    message: Annotated[str, Field(max_length=32768)] = Field("", description="Why, for people.")
+    observed_generation: int = Field(0, description="Generation of the spec that this is about.")
+    last_transition_time: Annotated[str, Field(max_length=32)] = Field(
+        description="When status last changed."
+    )
+
+
+class Drift(Model):
+    """A field whose observed value is not the desired one."""
+
+    field: Text = Field(description="Path of the field below spec.")
+    desired: Text = Field(description="What is declared.")
+    observed: Text = Field(description="What is there.")
+
+
+class VolumeCounts(Model):
+    """How many volumes a pool holds."""
+
+    total: int = Field(0, description="All volumes found in the pool.")
+    managed: int = Field(0, description="Those that a StorageVolume declares.")
+    unmanaged: int = Field(0, description="Those that nobody declares.")
+
+
+class DiscoveredVolume(Model):
+    """A volume in the pool that nobody declares."""
+
+    name: Text = Field(description="Name in the pool.")
+    format: Text | None = Field(None, description="Format that its header shows.")
+    capacity: Quantity | None = Field(None, description="Size that a user of the volume sees.")
+    allocation: Quantity | None = Field(None, description="Space that it takes.")
+    encryption: Text | None = Field(None, description="Encryption that its header shows.")
+    backing_path: Text | None = Field(None, description="Image that it stands on.")
+
+
+Conditions = Annotated[tuple[Condition, ...], Field(max_length=32)]
+
+
+class StatusBase(Model):
+    """What every status has."""
+
+    observed_generation: int = Field(
+        -1, description="Generation of the spec that this status is about; -1: not looked at yet."
+    )
+    conditions: Conditions = Field((), description="State by aspect; Ready sums it up.")
+    last_handled_request: Text | None = Field(
+        None, description="The poolkeeper.dev/requested-at annotation last acted on."
+    )
+    drift: tuple[Drift, ...] = Field(
+        (), max_length=64, description="Fields that differ from what is declared."
+    )
+
+
+class PoolStatus(StatusBase):
+    """What was observed of a pool."""
+
+    uuid: Annotated[Uuid | None, Xml("uuid")] = Field(None, description="UUID of the pool.")
+    state: Literal["Inactive", "Building", "Running", "Degraded", "Inaccessible"] | None = Field(
+        None, description="State in libvirt's words."
+    )
+    built: bool | None = Field(None, description="Whether the backing is there and ours.")
+    built_generation: int | None = Field(
+        None, description="Generation at which the backing was last built or taken over."
+    )
+    persistent: bool | None = Field(None, description="False for a transient pool.")
+    boot_id: Annotated[str | None, Field(max_length=64)] = Field(
+        None, alias="bootID", description="Boot of the host in which the pool was last started."
+    )
+    capacity: Annotated[Quantity | None, Xml("capacity", Form.BYTES)] = Field(
+        None, description="Size of the pool."
+    )
+    allocation: Annotated[Quantity | None, Xml("allocation", Form.BYTES)] = Field(
+        None, description="Space in use."
+    )
+    available: Annotated[Quantity | None, Xml("available", Form.BYTES)] = Field(
+        None, description="Space left."
+    )
+    volumes: VolumeCounts | None = Field(None, description="How many volumes there are.")
+    discovered: tuple[DiscoveredVolume, ...] = Field(
+        (), max_length=20, description="A sample of the volumes that nobody declares."
+    )
+    last_refresh_time: Annotated[str | None, Field(max_length=32)] = Field(
+        None, description="When a look at the pool last changed what is reported here."
+    )
+
+
+class BackingLink(Model):
+    """One image of a backing chain."""
+
+    path: Text = Field(description="Path as resolved from the image that names it.")
+    format: Text | None = Field(None, description="Format that the image above declares.")
+    present: bool | None = Field(None, description="Whether it can be read; unset if not a file.")
+    capacity: Quantity | None = Field(None, description="Its virtual size.")
+
+
+class Progress(Model):
+    """How far a long operation has come."""
+
+    operation: Text = Field(description="What is being done.")
+    percent: int = Field(ge=0, le=100, description="Part done.")
+    bytes_done: Quantity | None = Field(None, description="Bytes done.")
+    bytes_total: Quantity | None = Field(None, description="Bytes in all.")
+
+
+class VolumeStatus(StatusBase):
+    """What was observed of a volume."""
+
+    type: Annotated[
+        Literal["file", "block", "dir", "network", "netdir", "ploop"] | None, Xml("@type")
+    ] = Field(None, description="Kind of volume in libvirt's words.")
+    key: Annotated[Annotated[str, Field(max_length=4096)] | None, Xml("key")] = Field(
+        None, description="What identifies the volume on its host."
+    )
+    path: Annotated[
+        Annotated[str, Field(max_length=4096)] | None, Xml("target/path", Form.PATH)
+    ] = Field(None, description="Where the volume is.")
+    capacity: Quantity | None = Field(None, description="Size that a user of the volume sees.")
+    allocation: Quantity | None = Field(None, description="Space that it takes.")
+    physical: Annotated[Quantity | None, Xml("physical", Form.BYTES)] = Field(
+        None, description="Size of the file or device itself."
+    )
+    format: Text | None = Field(None, description="Format that the header shows.")
+    compat: Text | None = Field(None, description="qcow2 version that the header shows.")
+    cluster_size: Quantity | None = Field(None, description="Cluster size that the header shows.")
+    encryption: Text | None = Field(None, description="Encryption that the header shows.")
+    permissions: Permissions | None = Field(None, description="Permissions as they are.")
+    origin: Literal["Created", "Adopted"] | None = Field(
+        None, description="Whether we made the volume or took it over."
+    )
+    backing_chain: tuple[BackingLink, ...] = Field(
+        (), max_length=200, description="The images that the volume stands on, nearest first."
+    )
+    progress: Progress | None = Field(None, description="The operation that is under way.")
+
+
+class Transfer(Model):
+    """Which bytes an upload or download moves."""
+
+    offset: Quantity = Field(0, description="First byte.")
+    length: Quantity | None = Field(None, description="How many; to the end if left out.")
+    sparse: bool = Field(True, description="Neither send nor store holes.")
+
+
+class OperationSpec(Model):
+    """A command on a volume, carried out once."""
+
+    transitions = (
+        TransitionRule(
+            cel="self == oldSelf",
+            message="an operation can't be changed; make a new one",
+            holds=lambda old, new: bool(old == new),
+        ),
+    )
+
+    volume_ref: ResourceRef = Field(description="The StorageVolume to work on.")
+    operation: Literal["Wipe", "Upload", "Download"] = Field(description="What to do.")
+    wipe: Wipe | None = Field(None, description="For Wipe: the patterns.")
+    transfer: Transfer | None = Field(None, description="For Upload and Download: which bytes.")
+    ttl_seconds_after_finished: int | None = Field(
+        None, ge=0, description="Seconds after which a finished operation is removed."
+    )
+
+
+class OperationStatus(StatusBase):
+    """What became of an operation."""
+
+    phase: Literal["Pending", "Running", "Succeeded", "Failed", "Cancelled"] | None = Field(
+        None, description="How far the operation is."
+    )
+    message: Text | None = Field(None, description="What happened, for people.")
+    progress: Progress | None = Field(None, description="How far a running operation has come.")
+    start_time: Annotated[str | None, Field(max_length=32)] = Field(
+        None, description="When it was begun."
+    )
+    completion_time: Annotated[str | None, Field(max_length=32)] = Field(
+        None, description="When it ended."
+    )
+
+
+class SourceQuery(Model):
+    """A remote server to ask for storage (libvirt's srcSpec)."""
+
+    type: Annotated[str, Field(max_length=32)] = Field(description="Pool type to look for.")
+    host: Host = Field(description="Server to ask.")
+    initiator: Text | None = Field(None, description="Initiator IQN to ask as, for iSCSI.")
+
+
+class NodeSpec(Model):
+    """What a node's agent is to look for."""
+
+    discover: tuple[SourceQuery, ...] = Field(
+        (), max_length=64, description="Remote servers to ask for storage."
+    )
+
+
+class PoolTypeSupport(Model):
+    """Whether a host can serve a pool type."""
+
+    type: Text = Field(description="The pool type.")
+    supported: bool = Field(description="Whether it can be served.")
+    reason: Text | None = Field(None, description="What is missing where it can't.")
+    formats: tuple[Text, ...] = Field((), max_length=64, description="Volume formats it can make.")
+
+
+class ToolVersion(Model):
+    """A program of the host."""
+
+    name: Text = Field(description="Name of the program.")
+    version: Text | None = Field(None, description="Version; unset where it is missing.")
+
+
+class DiscoveredSource(Model):
+    """Storage that a pool could stand on."""
+
+    type: Text = Field(description="Pool type.")
+    source: Annotated[str, Field(max_length=4096)] = Field(description="Where it is.")
+
+
+class NodeStatus(StatusBase):
+    """What a host can do."""
+
+    boot_id: Annotated[str | None, Field(max_length=64)] = Field(
+        None, alias="bootID", description="Boot of the host."
+    )
+    heartbeat_time: Annotated[str | None, Field(max_length=32)] = Field(
+        None, description="When the agent last reported."
+    )
+    pool_types: tuple[PoolTypeSupport, ...] = Field(
+        (), max_length=64, description="Pool types that the host can serve, and why not others."
+    )
+    tools: tuple[ToolVersion, ...] = Field((), max_length=64, description="Programs of the host.")
+    sources: tuple[DiscoveredSource, ...] = Field(
+        (), max_length=256, description="Sources that were found."
+    )
