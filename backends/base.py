@@ -13,10 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from backends import errors
-from backends.host.marks import Mark, MarkStore
+from backends.host.files import Permissions as PermissionFacts
+from backends.host.marks import Mark, MarkStore, Origin
 from backends.schema import Model
 from backends.spec import Permissions, PoolSpecBase, VolumeSpec
 
@@ -119,16 +120,6 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PermissionFacts:
-    """Who may use a thing, as it is."""
-
-    mode: int
-    owner: int
-    group: int
-    label: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeFacts:
     """What was observed of a volume; sizes in bytes."""
 
@@ -159,6 +150,8 @@ class PoolFacts:
     """What was observed of a pool in one scan; sizes in bytes.
 
     :param detail: why the pool is not present, or is degraded.
+    :param active: whether the pool is started; None for types that the kernel keeps no such
+        state of, where what was done in this boot counts.
     :param data_found: what a probe found where a build would write; empty for nothing.
     :param leftovers: half-made things of ours, by name, that no one is working on.
     :param skipped: entries that are not volumes, with the reason.
@@ -167,7 +160,7 @@ class PoolFacts:
     presence: Presence
     detail: str = ""
     mark: Mark | None = None
-    active: bool = False
+    active: bool | None = None
     degraded: bool = False
     data_found: str = ""
     capacity: int | None = None
@@ -185,6 +178,8 @@ class Pool:
     """A declared pool as a backend sees it.
 
     :param resource: the declaring resource, ``StoragePool/images``.
+    :param formats: declared formats by volume name. What a guest wrote into a volume that is
+        declared raw is never taken for a header.
     """
 
     uid: str
@@ -192,6 +187,10 @@ class Pool:
     name: str
     spec: PoolSpecBase
     type: PoolType
+    formats: Mapping[str, str | None] = field(default_factory=dict)
+
+    def mark(self, origin: Origin) -> Mark:
+        return Mark(uid=self.uid, resource=self.resource, origin=origin)
 
     @property
     def source(self) -> Model | None:
@@ -241,7 +240,7 @@ class Volume:
     backing_path: str | None = None
     backing_format: str | None = None
 
-    def mark(self, origin: Literal["Created", "Adopted"]) -> Mark:
+    def mark(self, origin: Origin) -> Mark:
         return Mark(uid=self.uid, resource=self.resource, origin=origin)
 
 
@@ -255,14 +254,12 @@ class Verb(enum.StrEnum):
     SET_POOL_PERMISSIONS = "SetPoolPermissions"
     CLEAN_POOL = "CleanPool"
     DELETE_POOL = "DeletePool"
-    RELEASE_POOL = "ReleasePool"
     CREATE_VOLUME = "CreateVolume"
     ADOPT_VOLUME = "AdoptVolume"
     GROW_VOLUME = "GrowVolume"
     SHRINK_VOLUME = "ShrinkVolume"
     SET_VOLUME_PERMISSIONS = "SetVolumePermissions"
     DELETE_VOLUME = "DeleteVolume"
-    RELEASE_VOLUME = "ReleaseVolume"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,6 +313,22 @@ class Backend(ABC):
         """Bytes to which the host rounds a volume's capacity up."""
         return 1
 
+    def claims(self, pool: Pool) -> frozenset[str]:
+        """What only one pool of a node may stand on, in words: ``directory /srv/images``."""
+        return frozenset()
+
+    def volume_path(self, pool: Pool, name: str) -> str:
+        """Where a volume of that name is, or will be."""
+        return str(pool.target_path / name)
+
+    def place(self, pool: Pool) -> str:
+        """Where the pool is, for people: its directory, volume group or address."""
+        return str(pool.target_path)
+
+    def space_needed(self, volume: Volume) -> int:
+        """Bytes that making the volume takes from the pool at once."""
+        return 0
+
     def check_volume(self, pool: Pool, volume: Volume) -> None:
         """Refuse, before anything is done, a volume that could never be made."""
 
@@ -326,9 +339,6 @@ class Backend(ABC):
     def adopt(self, pool: Pool) -> None:
         """Mark a backing that is there as ours."""
         raise _unsupported(pool, "adopt")
-
-    def release(self, pool: Pool) -> None:
-        """Take our mark off, leaving everything else."""
 
     def start(self, pool: Pool) -> None:
         """Make the pool usable; nothing to do for types that always are."""
@@ -355,10 +365,6 @@ class Backend(ABC):
         """Mark a volume that is there as ours, with origin Adopted."""
         raise _unsupported(pool, "adopt volumes in")
 
-    def release_volume(self, pool: Pool, volume: Volume) -> None:
-        """Take our mark off, leaving everything else. Gone already is success."""
-        raise _unsupported(pool, "release volumes in")
-
     def resize_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
         """Give the volume the declared capacity, up or down."""
         raise _unsupported(pool, "resize volumes in")
@@ -376,8 +382,3 @@ def _unsupported(pool: Pool, doing: str) -> errors.Unsupported:
     return errors.Unsupported(
         f"Can't {doing} pool {pool.name!r}: type {pool.type.name} has no way."
     )
-
-
-def plain(value: Any) -> str:
-    """A value as it stands in a sentence about drift."""
-    return "none" if value is None else str(value)

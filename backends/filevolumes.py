@@ -1,0 +1,436 @@
+"""Volumes that are files in a directory: what dir, fs, netfs and vstorage pools share.
+
+A volume is made in the pool's private staging directory, marked, given its permissions, and only
+then renamed to its name, without replacing what may stand there. A kill at any moment leaves
+either the complete volume under its name, or something in the staging directory that the next
+look removes.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from backends import errors, names
+from backends.base import (
+    Backend,
+    BackendContext,
+    Link,
+    Pool,
+    PoolFacts,
+    Presence,
+    Progress,
+    Verb,
+    Volume,
+    VolumeFacts,
+    Work,
+)
+from backends.host import attributes, commands, files, mounts
+from backends.host.files import Directory, Kind
+from backends.host.marks import Origin
+from backends.images import creating, probing
+from backends.images.creating import ImageRequest
+from backends.images.formats import FORMATS
+from backends.spec import Permissions
+
+DEFAULT_FILE_MODE = 0o600
+DEFAULT_DIRECTORY_MODE = 0o700
+_HEADERLESS = frozenset({"raw", "iso"})
+"""Declared formats that are taken at their word: a guest may write any header into its disk."""
+
+
+class FileVolumes(Backend):
+    """A backend whose volumes are the entries of ``pool.target_path``."""
+
+    def __init__(self, context: BackendContext) -> None:
+        super().__init__(context)
+        self._staged: set[tuple[int, int, str]] = set()
+        """Names in staging directories that a thread works on, with the directory's identity."""
+
+    def observe(self, pool: Pool) -> PoolFacts:
+        path = str(pool.target_path)
+        try:
+            directory = Directory.open(path)
+        except errors.NotFound:
+            return PoolFacts(presence=Presence.ABSENT, detail=f"{path} is not there")
+        except errors.StorageError as error:
+            return PoolFacts(presence=Presence.UNREACHABLE, detail=error.message.rstrip("."))
+        with directory:
+            try:
+                return self._observe_directory(pool, directory)
+            except errors.StorageError as error:
+                return PoolFacts(presence=Presence.UNREACHABLE, detail=error.message.rstrip("."))
+
+    def _observe_directory(self, pool: Pool, directory: Directory) -> PoolFacts:
+        space = mounts.space(directory.fd)
+        volumes: dict[str, VolumeFacts] = {}
+        skipped: list[tuple[str, str]] = []
+        for name, facts in directory.entries():
+            if name.startswith(names.RESERVED_PREFIX):
+                continue
+            reason = _not_a_volume(name, facts)
+            if reason:
+                skipped.append((name, reason))
+            else:
+                volumes[name] = self._observe_entry(pool, directory, name, facts)
+        return PoolFacts(
+            presence=Presence.PRESENT,
+            mark=self.context.marks.read(directory.fd),
+            capacity=space.capacity,
+            allocation=space.allocation,
+            available=space.available,
+            permissions=files.read_permissions(directory.fd),
+            volumes=volumes,
+            leftovers=self._leftovers(directory),
+            skipped=tuple(skipped),
+        )
+
+    def _leftovers(self, directory: Directory) -> tuple[str, ...]:
+        place = _identity(directory)
+        return tuple(
+            name for name in files.staged_leftovers(directory) if (*place, name) not in self._staged
+        )
+
+    @contextmanager
+    def _staged_name(self, directory: Directory, volume: Volume) -> Iterator[str]:
+        """A staged name that no other attempt uses, nor a command that outlived one."""
+        name = f"{volume.uid}.{secrets.token_hex(4)}"
+        entry = (*_identity(directory), name)
+        self._staged.add(entry)
+        try:
+            yield name
+        finally:
+            self._staged.discard(entry)
+
+    def _observe_entry(
+        self, pool: Pool, directory: Directory, name: str, facts: os.stat_result
+    ) -> VolumeFacts:
+        path = directory.shown(name)
+        is_directory = files.kind_of(facts) is Kind.DIRECTORY
+        declared = pool.formats.get(name)
+        basic = VolumeFacts(
+            name=name,
+            path=path,
+            key=path,
+            type="dir" if is_directory else "file",
+            format="dir" if is_directory else declared if declared in _HEADERLESS else "raw",
+            capacity=0 if is_directory else facts.st_size,
+            allocation=0 if is_directory else facts.st_blocks * 512,
+            physical=0 if is_directory else facts.st_size,
+        )
+        try:
+            basic = replace(
+                basic,
+                mark=self.context.marks.read_entry(directory.fd, name),
+                permissions=directory.permissions(name),
+            )
+            if is_directory or declared in _HEADERLESS:
+                return basic
+            return self._with_header(directory, basic)
+        except errors.NotFound:
+            return replace(basic, problem="it vanished while it was looked at")
+        except errors.StorageError as error:
+            return replace(basic, problem=error.message.rstrip("."))
+
+    def _with_header(self, directory: Directory, basic: VolumeFacts) -> VolumeFacts:
+        fd = directory.open_file(basic.name, os.O_RDONLY)
+        try:
+            header = probing.probe(fd)
+        finally:
+            os.close(fd)
+        chain: Sequence[probing.BackingLink] = ()
+        if header.backing_path is not None:
+            chain = probing.backing_chain(header, directory.path)
+        return replace(
+            basic,
+            format=header.format,
+            capacity=header.capacity,
+            encryption=header.encryption,
+            compat=header.compat,
+            cluster_size=header.cluster_size,
+            lazy_refcounts=header.lazy_refcounts,
+            extended_l2=header.extended_l2,
+            backing_path=chain[0].path if chain else None,
+            backing_format=header.backing_format,
+            backing_chain=tuple(
+                Link(
+                    path=link.path,
+                    format=link.format,
+                    present=link.present,
+                    capacity=link.capacity,
+                    problem=link.problem,
+                )
+                for link in chain
+            ),
+        )
+
+    def granularity(self, format: str | None) -> int:
+        return FORMATS[format].granularity if format in FORMATS else 1
+
+    def space_needed(self, volume: Volume) -> int:
+        if volume.capacity is None or volume.format == "dir":
+            return 0
+        return creating.space_needed(_request(volume, volume.capacity))
+
+    def check_volume(self, pool: Pool, volume: Volume) -> None:
+        names.check_name(volume.name, what="volume name")
+        if volume.spec.encryption is not None:
+            raise errors.Unsupported(
+                f"This release can't make the encrypted volume {volume.name!r}.",
+                hint="Existing encrypted images are reported and can be adopted.",
+            )
+        if volume.spec.source is not None:
+            raise errors.Unsupported(
+                f"This release can't fill volume {volume.name!r} from a source.",
+                hint="Put the image into the pool and let it be adopted.",
+            )
+        if volume.format != "dir":
+            creating.check(_request(volume, volume.capacity or 0))
+
+    def commands(
+        self, verb: Verb, pool: Pool, volume: Volume | None = None
+    ) -> tuple[tuple[str, ...], ...]:
+        if volume is None or volume.format == "dir":
+            return ()
+        path = self.volume_path(pool, volume.name)
+        if verb is Verb.CREATE_VOLUME:
+            return creating.commands(_request(volume, volume.capacity or 0), path)
+        if verb in (Verb.GROW_VOLUME, Verb.SHRINK_VOLUME) and volume.capacity is not None:
+            return creating.resize_commands(
+                volume.format or "raw", path, volume.capacity, shrink=verb is Verb.SHRINK_VOLUME
+            )
+        return ()
+
+    def create_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
+        self.check_volume(pool, volume)
+        capacity = self._capacity(volume)
+        with (
+            self._open(pool) as directory,
+            files.staging(directory) as stage,
+            self._staged_name(directory, volume) as temporary,
+        ):
+            try:
+                self._make(stage, temporary, volume, capacity, work)
+                directory.publish(stage, temporary, volume.name)
+            except BaseException:
+                _discard(stage, temporary)
+                raise
+        work.report(Progress(done=capacity, total=capacity))
+
+    def _capacity(self, volume: Volume) -> int:
+        """Bytes of the new volume; an overlay without a capacity gets its backing image's.
+
+        :raises errors.BackingMissing: the backing image is not there or can't be read.
+        """
+        if volume.backing_path is None:
+            return volume.capacity or 0
+        link = probing.backing_link(volume.backing_path, volume.backing_format)
+        if link.present is False:
+            raise errors.BackingMissing(
+                f"{volume.backing_path}, on which volume {volume.name!r} is to stand, can't be "
+                f"read: {link.problem}.",
+                hint="Bring the backing image there first.",
+            )
+        if volume.capacity is not None:
+            return volume.capacity
+        if link.capacity is None:
+            raise errors.InvalidSpec(
+                f"The size of {volume.backing_path} can't be read.", hint="Give a capacity."
+            )
+        return link.capacity
+
+    def _make(
+        self, stage: Directory, temporary: str, volume: Volume, capacity: int, work: Work
+    ) -> None:
+        if volume.format == "dir":
+            stage.mkdir(temporary, DEFAULT_DIRECTORY_MODE)
+        else:
+
+            def run(argv: Sequence[str]) -> None:
+                commands.run(
+                    argv,
+                    timeout=self.context.command_timeout,
+                    pass_fds=stage.pass_fds,
+                    cancel=work.cancel,
+                )
+
+            path = stage.path_for_commands(temporary)
+            creating.create(_request(volume, capacity), path, run)
+        default = DEFAULT_DIRECTORY_MODE if volume.format == "dir" else DEFAULT_FILE_MODE
+        _give_permissions(stage, temporary, volume.permissions, default_mode=default)
+        self._mark(stage, temporary, volume, "Created")
+
+    def _mark(self, directory: Directory, name: str, volume: Volume, origin: Origin) -> None:
+        fd = directory.open_path(name)
+        try:
+            self.context.marks.write(fd, volume.mark(origin))
+        finally:
+            os.close(fd)
+
+    def adopt_volume(self, pool: Pool, volume: Volume) -> None:
+        with self._open(pool) as directory:
+            mark = self.context.marks.read_entry(directory.fd, volume.name)
+            former: Origin = "Adopted"
+            if mark is not None and mark.resource == volume.resource:
+                former = mark.origin
+            self._mark(directory, volume.name, volume, former)
+
+    def resize_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
+        if volume.capacity is None:
+            return
+        with self._open(pool) as directory:
+            self._require_ours(directory, volume)
+            observed = self._observe_entry(
+                pool, directory, volume.name, directory.stat(volume.name)
+            )
+
+            def run(argv: Sequence[str]) -> None:
+                commands.run(
+                    argv,
+                    timeout=self.context.command_timeout,
+                    pass_fds=directory.pass_fds,
+                    cancel=work.cancel,
+                )
+
+            creating.resize(
+                volume.format or "raw",
+                directory.path_for_commands(volume.name),
+                volume.capacity,
+                shrink=observed.capacity is not None and volume.capacity < observed.capacity,
+                allocate=volume.spec.resize.allocate,
+                run=run,
+            )
+
+    def set_volume_permissions(self, pool: Pool, volume: Volume) -> None:
+        with self._open(pool) as directory:
+            _give_permissions(directory, volume.name, volume.permissions)
+
+    def delete_volume(self, pool: Pool, volume: Volume) -> None:
+        with self._open(pool) as directory:
+            if not directory.exists(volume.name):
+                return
+            self._require_ours(directory, volume)
+            fd = directory.open_path(volume.name)
+            try:
+                if files.kind_of(os.fstat(fd)) is Kind.DIRECTORY:
+                    directory.remove_directory(volume.name)
+                else:
+                    directory.remove_file(volume.name)
+                self.context.marks.clear(fd)
+            finally:
+                os.close(fd)
+            directory.fsync()
+
+    def clean(self, pool: Pool) -> None:
+        with self._open(pool) as directory, files.staging(directory) as stage:
+            for name in self._leftovers(directory):
+                _discard(stage, name)
+
+    def adopt(self, pool: Pool) -> None:
+        with self._open(pool) as directory:
+            mark = self.context.marks.read(directory.fd)
+            former: Origin = "Adopted"
+            if mark is not None and mark.resource == pool.resource:
+                former = mark.origin
+            self.context.marks.write(directory.fd, pool.mark(former))
+
+    def set_permissions(self, pool: Pool, permissions: Permissions) -> None:
+        with self._open(pool) as directory:
+            files.set_permissions(
+                directory.fd,
+                mode=permissions.mode,
+                owner=permissions.owner,
+                group=permissions.group,
+                label=permissions.label,
+            )
+
+    def _open(self, pool: Pool) -> Directory:
+        return Directory.open(str(pool.target_path))
+
+    def _require_ours(self, directory: Directory, volume: Volume) -> None:
+        """Look once more, at the very thing: what was planned may have been replaced since."""
+        mark = self.context.marks.read_entry(directory.fd, volume.name)
+        if mark is None or (mark.uid != volume.uid and mark.resource != volume.resource):
+            raise errors.OwnedByOther(
+                f"{directory.shown(volume.name)} does not carry the mark of {volume.resource}.",
+                hint="It was replaced; nothing was changed.",
+            )
+
+
+def set_copy_on_write(directory: Directory, wanted: bool | None) -> None:
+    """Set whether new files in a directory are copied on write, as libvirt's ``features/cow``.
+
+    Without a wish copying is turned off where the file system is btrfs, because images fragment.
+
+    :raises errors.Unsupported: a wish on a file system that can't.
+    """
+    if wanted is None and mounts.filesystem_type(directory.fd) != "btrfs":
+        return
+    try:
+        attributes.set_nocow(directory.fd, nocow=not wanted)
+    except OSError as error:
+        if wanted is None:
+            return
+        raise errors.Unsupported(
+            f"Copy-on-write can't be set for {directory.path}: {error.strerror}.",
+            hint="Only btrfs has it; leave features.copyOnWrite out.",
+        ) from error
+
+
+def _identity(directory: Directory) -> tuple[int, int]:
+    facts = os.fstat(directory.fd)
+    return facts.st_dev, facts.st_ino
+
+
+def _discard(stage: Directory, name: str) -> None:
+    if not stage.exists(name):
+        return
+    if files.kind_of(stage.stat(name)) is Kind.DIRECTORY:
+        stage.remove_directory(name)
+    else:
+        stage.remove_file(name)
+
+
+def _not_a_volume(name: str, facts: os.stat_result) -> str:
+    """Why an entry is no volume; empty where it is one."""
+    try:
+        names.check_name(name, what="name")
+    except errors.InvalidSpec as error:
+        return error.message.rstrip(".")
+    kind = files.kind_of(facts)
+    if kind in (Kind.FILE, Kind.DIRECTORY):
+        return ""
+    return f"it is a {kind.value}" + (", which is not followed" if kind is Kind.LINK else "")
+
+
+def _request(volume: Volume, capacity: int) -> ImageRequest:
+    spec = volume.spec
+    features = spec.features
+    return ImageRequest(
+        format=volume.format or "raw",
+        capacity=capacity,
+        allocation=spec.allocation,
+        preallocation=spec.preallocation,
+        nocow=bool(spec.nocow),
+        compat=spec.compat,
+        cluster_size=spec.cluster_size,
+        lazy_refcounts=bool(features and features.lazy_refcounts),
+        extended_l2=bool(features and features.extended_l2),
+        backing_path=volume.backing_path,
+        backing_format=volume.backing_format,
+    )
+
+
+def _give_permissions(
+    directory: Directory, name: str, wanted: Permissions, *, default_mode: int | None = None
+) -> None:
+    directory.set_permissions(
+        name,
+        mode=wanted.mode if wanted.mode is not None else default_mode,
+        owner=wanted.owner,
+        group=wanted.group,
+        label=wanted.label,
+    )

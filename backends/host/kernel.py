@@ -1,0 +1,87 @@
+"""Kernel calls that Python has no name for, made through the C library.
+
+Each raises ``OSError`` as Python's own calls do; ``ENOSYS`` where the C library lacks the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+
+FUSE_MAGIC = 0x65735546
+RAMFS_MAGIC = 0x858458F6
+"""File system types as statfs(2) reports them, from ``linux/magic.h``."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_RENAME_NOREPLACE = 1
+_AT_EMPTY_PATH = 0x1000
+_STATX_BTIME = 0x800
+_STATX_SIZE = 256
+_STATX_BTIME_OFFSET = 80
+_MAX_HANDLE_BYTES = 128
+_STATFS_BYTES = 256
+
+
+def _call(name: str, *arguments: object) -> None:
+    function = getattr(_libc, name, None)
+    if function is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), name)
+    if function(*arguments) == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def rename_without_replacing(from_fd: int, old: str, to_fd: int, new: str) -> None:
+    """renameat2(2) with ``RENAME_NOREPLACE``.
+
+    :raises FileExistsError: where ``new`` stands already.
+    :raises OSError: ``EINVAL`` where the file system can't do it, such as NFS.
+    """
+    _call("renameat2", from_fd, os.fsencode(old), to_fd, os.fsencode(new), _RENAME_NOREPLACE)
+
+
+def sync_filesystem(fd: int) -> None:
+    """syncfs(2): write out the whole file system that ``fd`` stands on."""
+    _call("syncfs", fd)
+
+
+def birth_time(fd: int) -> int | None:
+    """The time of creation in nanoseconds since 1970; None where the file system keeps none.
+
+    ``fd`` may be opened with ``O_PATH``. See statx(2).
+    """
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    _call("statx", fd, b"", _AT_EMPTY_PATH, _STATX_BTIME, buffer)
+    (mask,) = struct.unpack_from("=I", buffer)
+    seconds, nanoseconds = struct.unpack_from("=qI", buffer, _STATX_BTIME_OFFSET)
+    return seconds * 10**9 + nanoseconds if mask & _STATX_BTIME else None
+
+
+def file_handle(fd: int) -> str:
+    """The file's handle, the same for as long as the file exists and never given to another.
+
+    It holds the inode's number and generation, or what the NFS server calls the file.
+    ``fd`` may be opened with ``O_PATH``; no privilege is needed. See name_to_handle_at(2).
+
+    :raises OSError: ``EOPNOTSUPP`` where the file system has no handles.
+    """
+    header = struct.calcsize("Ii")
+    buffer = ctypes.create_string_buffer(header + _MAX_HANDLE_BYTES)
+    struct.pack_into("I", buffer, 0, _MAX_HANDLE_BYTES)
+    mount_id = ctypes.c_int()
+    _call("name_to_handle_at", fd, b"", buffer, ctypes.byref(mount_id), _AT_EMPTY_PATH)
+    length, kind = struct.unpack_from("Ii", buffer)
+    return f"{kind:x}-{buffer.raw[header : header + length].hex()}"
+
+
+def filesystem_magic(fd: int) -> int:
+    """The type of the file system as a number of ``linux/magic.h``; see statfs(2)."""
+    buffer = ctypes.create_string_buffer(_STATFS_BYTES)
+    _call("fstatfs", fd, buffer)
+    # f_type is a machine word everywhere but on s390x.
+    (magic,) = struct.unpack_from("I" if platform.machine() == "s390x" else "l", buffer)
+    return int(magic) & 0xFFFFFFFF

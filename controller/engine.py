@@ -1,0 +1,639 @@
+"""Observe, plan, apply, summarise: one pass over a pool and its volumes.
+
+The pass is level-triggered: it is told which pool to look at and never what happened. Whatever it
+finds done already it leaves; whatever it can't do stands in the status.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from backends import errors
+from backends.base import (
+    Backend,
+    BackendContext,
+    Pool,
+    PoolFacts,
+    Presence,
+    Verb,
+    Volume,
+    Work,
+)
+from backends.base import Progress as ByteProgress
+from backends.registry import pool_type
+from backends.schema import duration_seconds
+from backends.spec import (
+    Adoption,
+    PoolDeletion,
+    PoolState,
+    PoolStatus,
+    StatusBase,
+    VolumeDeletion,
+)
+from controller import planning, summarising
+from controller.planning import Action, Plan, PoolHistory, VolumeHistory
+from controller.resources import AnyResource, Key, now
+from controller.store import EventType, ResourceStore
+from controller.worlds import World, volume_name
+
+log = logging.getLogger(__name__)
+
+VOLUMES_AT_ONCE = 4
+"""Volumes of one pool that are worked on side by side; the disk is the limit, not the count."""
+
+_DONE = {
+    Verb.BUILD_POOL: "Built",
+    Verb.ADOPT_POOL: "Adopted",
+    Verb.START_POOL: "Started",
+    Verb.STOP_POOL: "Stopped",
+    Verb.SET_POOL_PERMISSIONS: "PermissionsChanged",
+    Verb.CLEAN_POOL: "LeftoversRemoved",
+    Verb.DELETE_POOL: "Deleted",
+    Verb.CREATE_VOLUME: "Created",
+    Verb.ADOPT_VOLUME: "Adopted",
+    Verb.GROW_VOLUME: "Resized",
+    Verb.SHRINK_VOLUME: "Resized",
+    Verb.SET_VOLUME_PERMISSIONS: "PermissionsChanged",
+    Verb.DELETE_VOLUME: "Deleted",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observer:
+    """Whom to tell while a pass goes on; the command line draws its progress from this."""
+
+    began: Callable[[Action], None] = lambda action: None
+    moved: Callable[[Action, ByteProgress], None] = lambda action, progress: None
+    ended: Callable[[Action, errors.StorageError | None], None] = lambda action, error: None
+
+
+@dataclass(slots=True)
+class Examination:
+    """A resource, how its backend sees it, and what has to be done."""
+
+    resource: AnyResource
+    plan: Plan = field(default_factory=Plan)
+    volume: Volume | None = None
+    failures: list[errors.StorageError] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class PoolExamination:
+    """A pool, what was observed of it, and the examinations of its volumes."""
+
+    name: str
+    pool: Pool | None = None
+    backend: Backend | None = None
+    facts: PoolFacts | None = None
+    own: Examination | None = None
+    volumes: list[Examination] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a pass came to.
+
+    :param acted: whether anything was done to the host.
+    :param retry: whether an error may go away by itself.
+    :param interval: seconds until the pool wants to be looked at again.
+    """
+
+    acted: bool
+    retry: bool
+    interval: float
+
+
+class Engine:
+    """Passes over pools. Safe to use from several threads for different pools."""
+
+    def __init__(
+        self,
+        store: ResourceStore,
+        context: BackendContext,
+        *,
+        node: str,
+        boot: str,
+        observer: Observer | None = None,
+    ) -> None:
+        self.store = store
+        self.node = node
+        self.boot = boot
+        self.observer = observer or Observer()
+        self.cancel = threading.Event()
+        self._context = context
+        self._backends: dict[str, Backend] = {}
+        self._lock = threading.Lock()
+
+    def backend(self, type_name: str) -> Backend:
+        """The backend of a pool type; one for all pools of the type.
+
+        :raises errors.Unsupported: where this release can't serve the type.
+        """
+        kind = pool_type(type_name)
+        if kind.backend is None:
+            raise errors.Unsupported(
+                f"This release can't serve pools of type {type_name}.",
+                hint="Their manifests and XML are read and converted; nothing was changed.",
+            )
+        with self._lock:
+            if type_name not in self._backends:
+                self._backends[type_name] = kind.backend(self._context)
+            return self._backends[type_name]
+
+    def world(self) -> World:
+        """All declared resources as the store has them now."""
+        return World(self.store.list(), node=self.node)
+
+    def plan(self, world: World, names: Iterable[str]) -> list[PoolExamination]:
+        """Look at pools and plan, changing nothing. Volumes of a pool that is still to be built
+        are planned as if it had been."""
+        examined = []
+        for name in names:
+            found = self._examine_pool(world, name)
+            if found.pool is not None and found.own is not None:
+                found.facts = _foreseen(found)
+            self._examine_volumes(world, found, foreseen=True)
+            examined.append(found)
+        return examined
+
+    def reconcile(self, name: str) -> Outcome:
+        """One pass over the pool of that name and all volumes that name it."""
+        world = self.world()
+        self._keep_finalizers(world, name)
+        world = self.world()
+        resource = world.pool(name)
+        acted = False
+        failures: dict[Key, list[errors.StorageError]] = {}
+        found = self._examine_pool(world, name)
+        if found.own is not None and resource is not None and not resource.deleting:
+            acted = self._apply_pool(found, failures)
+        if acted and found.own is not None:
+            world = world.replacing(found.own.resource)
+            found = self._examine_pool(world, name)
+        self._examine_volumes(world, found)
+        if self._apply_volumes(found, failures):
+            acted = True
+            found = self._examine_pool(world, name)
+            self._examine_volumes(world, found)
+        if found.own is not None and found.own.resource.deleting:
+            acted = self._apply_pool(found, failures) or acted
+        self._summarise(found, failures)
+        return self._outcome(found, failures, acted=acted)
+
+    def _keep_finalizers(self, world: World, name: str) -> None:
+        """Hold those resources whose deletion needs an effect on the host, and only those."""
+        pool = world.pool(name)
+        for resource in [*world.volumes(name), *([pool] if pool else [])]:
+            if not self._mine(resource):
+                continue
+            needed = _needs_finalizer(resource)
+            if needed and not resource.metadata.finalizers and not resource.deleting:
+                self.store.add_finalizer(resource.key)
+            elif not needed and resource.metadata.finalizers:
+                self.store.remove_finalizer(resource.key)
+
+    def _mine(self, resource: AnyResource) -> bool:
+        return resource.spec.node_name in (None, self.node)
+
+    def _examine_pool(self, world: World, name: str) -> PoolExamination:
+        found = PoolExamination(name=name)
+        resource = world.pool(name)
+        if resource is None or not self._mine(resource):
+            return found
+        found.own = Examination(resource=resource)
+        try:
+            found.backend = self.backend(resource.spec.type)
+            found.pool = world.declare_pool(resource)
+            found.facts = found.backend.observe(found.pool)
+        except errors.StorageError as error:
+            found.own.plan = Plan(refusals=(error,))
+            return found
+        history = self._pool_history(resource)
+        if resource.deleting:
+            declared = [volume_name(volume) for volume in world.volumes(name)]
+            found.own.plan = planning.plan_pool_deletion(
+                found.pool, found.facts, history, backend=found.backend, declared=declared
+            )
+        else:
+            found.own.plan = planning.plan_pool(
+                found.pool,
+                found.facts,
+                history,
+                backend=found.backend,
+                live_marks=world.marks,
+                conflicts=self._conflicts(world, resource),
+            )
+        return found
+
+    def _conflicts(self, world: World, resource: AnyResource) -> list[errors.StorageError]:
+        claims: dict[Key, frozenset[str]] = {}
+        for item in world.pools():
+            try:
+                backend = self.backend(item.spec.type)
+                pool = world.declare_pool(item)
+                claims[item.key] = backend.claims(pool) | _own_claims(pool)
+            except errors.StorageError:
+                claims[item.key] = frozenset()  # it is refused on its own pass, by name
+        return world.conflicts(resource, claims)
+
+    def _pool_history(self, resource: AnyResource) -> PoolHistory:
+        status: PoolStatus = resource.status
+        return PoolHistory(
+            generation=resource.metadata.generation,
+            observed_generation=status.observed_generation,
+            built=bool(status.built),
+            built_generation=status.built_generation,
+            started_boot=status.boot_id or "",
+            running=status.state in ("Running", "Degraded", "Inaccessible"),
+            boot=self.boot,
+        )
+
+    def _examine_volumes(
+        self, world: World, found: PoolExamination, *, foreseen: bool = False
+    ) -> None:
+        dependents = _dependents(world, found)
+        found.volumes = []
+        for resource in world.volumes(found.name):
+            if not self._mine(resource):
+                continue
+            examined = Examination(resource=resource)
+            found.volumes.append(examined)
+            try:
+                self._examine_volume(world, found, examined, dependents, foreseen=foreseen)
+            except errors.StorageError as error:
+                examined.plan = Plan(refusals=(error,))
+
+    def _examine_volume(
+        self,
+        world: World,
+        found: PoolExamination,
+        examined: Examination,
+        dependents: dict[str, list[str]],
+        *,
+        foreseen: bool,
+    ) -> None:
+        resource, pool, backend = examined.resource, found.pool, found.backend
+        if found.own is None:
+            raise errors.PoolNotFound(
+                f"Pool {found.name!r}, which {resource.key} names, is not declared on this node.",
+                hint="Declare the pool, or correct poolRef.",
+            )
+        if pool is None or backend is None or found.facts is None:
+            raise _pool_not_ready(found)
+        examined.volume = volume = world.declare_volume(resource, pool, backend)
+        standing = dependents.get(backend.volume_path(pool, volume.name), [])
+        if resource.deleting:
+            examined.plan = planning.plan_volume_deletion(
+                pool, volume, found.facts, backend=backend, dependents=standing
+            )
+            return
+        if not foreseen and not self._serves(found):
+            raise _pool_not_ready(found)
+        if foreseen and found.own.plan.refusals:
+            raise _pool_not_ready(found)
+        examined.plan = planning.plan_volume(
+            pool,
+            volume,
+            found.facts,
+            VolumeHistory(seen=resource.status.origin is not None),
+            backend=backend,
+            live_marks=world.marks,
+            dependents=standing,
+            conflicts=world.volume_conflicts(resource),
+        )
+
+    def _serves(self, found: PoolExamination) -> bool:
+        """Whether volumes can be worked on: the backing is there, ours or nobody's, and started."""
+        if found.own is None or found.facts is None or found.own.resource.deleting:
+            return False
+        if found.facts.presence is not Presence.PRESENT or found.own.plan.refusals:
+            return False
+        return self._running(found)
+
+    def _running(self, found: PoolExamination) -> bool:
+        if found.own is None or found.facts is None:
+            return False
+        if found.facts.presence is not Presence.PRESENT:
+            return False
+        if found.facts.active is not None:
+            return found.facts.active
+        if found.own.resource.spec.adoption is Adoption.OBSERVE:
+            return found.own.resource.spec.state is PoolState.ACTIVE
+        return not any(item.verb is Verb.START_POOL for item in found.own.plan.actions) and (
+            self._pool_history(found.own.resource).running
+        )
+
+    def _apply_pool(
+        self, found: PoolExamination, failures: dict[Key, list[errors.StorageError]]
+    ) -> bool:
+        own, pool, backend = found.own, found.pool, found.backend
+        if own is None or pool is None or backend is None or own.resource.spec.suspend:
+            return False
+        acted = False
+        for action in own.plan.actions:
+            acted = True
+            error = self._perform(own.resource, action, pool, None, backend)
+            if error is not None:
+                failures.setdefault(own.resource.key, []).append(error)
+                return acted
+        if own.plan.expired and not own.resource.deleting:
+            self._event(own.resource, "Normal", "Expired", f"It goes: {own.plan.expired}.")
+            self.store.request_deletion(own.resource.key)
+        if acted and not own.resource.deleting:
+            self._note_state(own)
+        return acted
+
+    def _note_state(self, own: Examination) -> None:
+        """Record at once what was built and started, so that the next look knows."""
+        verbs = {item.verb for item in own.plan.actions}
+        status: PoolStatus = own.resource.status
+        changes: dict[str, object] = {}
+        if verbs & {Verb.BUILD_POOL, Verb.ADOPT_POOL}:
+            changes |= {"built": True, "built_generation": own.resource.metadata.generation}
+        if Verb.START_POOL in verbs:
+            changes |= {"state": "Running", "boot_id": self.boot}
+        if Verb.STOP_POOL in verbs:
+            changes |= {"state": "Inactive"}
+        own.resource = replace(own.resource, status=status.model_copy(update=changes))
+
+    def _apply_volumes(
+        self, found: PoolExamination, failures: dict[Key, list[errors.StorageError]]
+    ) -> bool:
+        pool, backend = found.pool, found.backend
+        waiting = [
+            item for item in found.volumes if item.plan.actions and not item.resource.spec.suspend
+        ]
+        if not waiting or pool is None or backend is None:
+            return False
+
+        def work(examined: Examination) -> None:
+            for action in examined.plan.actions:
+                error = self._perform(examined.resource, action, pool, examined.volume, backend)
+                if error is not None:
+                    failures.setdefault(examined.resource.key, []).append(error)
+                    return
+
+        with ThreadPoolExecutor(
+            VOLUMES_AT_ONCE, thread_name_prefix=f"{found.name}-volume"
+        ) as pool_:
+            for batch in _independent(waiting):
+                for future in [pool_.submit(work, item) for item in batch]:
+                    future.result()
+        return True
+
+    def _perform(
+        self,
+        resource: AnyResource,
+        action: Action,
+        pool: Pool,
+        volume: Volume | None,
+        backend: Backend,
+    ) -> errors.StorageError | None:
+        """Carry one action out, journalled before and after; the error is returned."""
+        if self.cancel.is_set():
+            return errors.Cancelled("The agent is stopping.", hint="It goes on after its start.")
+        step = self.store.begin_step(
+            resource.key,
+            resource.metadata.uid,
+            str(action.verb),
+            action.target,
+            {"reason": action.reason},
+        )
+        self.observer.began(action)
+        work = Work(
+            report=lambda progress: self.observer.moved(action, progress), cancel=self.cancel
+        )
+        problem: errors.StorageError | None = None
+        try:
+            _perform(action.verb, backend, pool, volume, work)
+        except errors.StorageError as error:
+            problem = error
+        except OSError as error:
+            problem = errors.from_os_error(error, doing=f"{action.verb} on {action.target}")
+        self.store.end_step(step, str(problem) if problem else "")
+        self.observer.ended(action, problem)
+        if problem is None:
+            self._event(resource, "Normal", _DONE[action.verb], action.reason)
+        else:
+            log.warning("%s on %s: %s", action.verb, action.target, problem)
+        return problem
+
+    def recover(self) -> None:
+        """Close the journal of an agent that was killed; the next pass looks at everything anew."""
+        for step in self.store.unfinished_steps():
+            log.warning("%s on %s was interrupted and is looked at anew", step.verb, step.target)
+            self.store.end_step(step.id, "interrupted")
+            self.store.record_event(
+                step.key, step.uid, "Warning", "Interrupted", f"{step.verb} was interrupted."
+            )
+
+    def _event(self, resource: AnyResource, type: EventType, reason: str, message: str) -> None:
+        self.store.record_event(resource.key, resource.metadata.uid, type, reason, message)
+
+    def _summarise(
+        self, found: PoolExamination, failures: dict[Key, list[errors.StorageError]]
+    ) -> None:
+        moment = now()
+        facts = found.facts
+        if found.own is not None:
+            status = self._pool_status(found, failures, moment)
+            self._settle(found.own, status, failures)
+        readable = facts is not None and facts.presence is Presence.PRESENT
+        for examined in found.volumes:
+            observed = None
+            if examined.volume is not None and facts is not None:
+                observed = facts.volumes.get(examined.volume.name)
+            status = summarising.volume_status(
+                examined.resource,
+                examined.volume,
+                observed,
+                examined.plan,
+                failures=failures.get(examined.resource.key, ()),
+                readable=readable,
+                now=moment,
+            )
+            self._settle(examined, status, failures)
+
+    def _pool_status(
+        self,
+        found: PoolExamination,
+        failures: dict[Key, list[errors.StorageError]],
+        moment: str,
+    ) -> StatusBase:
+        own = found.own
+        if own is None:
+            raise AssertionError("a pool's status needs the pool")
+        return summarising.pool_status(
+            own.resource,
+            found.pool,
+            found.facts,
+            own.plan,
+            failures=failures.get(own.resource.key, ()),
+            running=self._running(found),
+            boot=self.boot,
+            managed=frozenset(item.volume.name for item in found.volumes if item.volume),
+            place=found.backend.place(found.pool) if found.backend and found.pool else "",
+            now=moment,
+        )
+
+    def _settle(
+        self,
+        examined: Examination,
+        status: StatusBase,
+        failures: dict[Key, list[errors.StorageError]],
+    ) -> None:
+        """Write the status where it changed, tell of new trouble, and let go what may go."""
+        resource = examined.resource
+        if resource.deleting and not examined.plan.refusals and resource.key not in failures:
+            self.store.remove_finalizer(resource.key)
+            return
+        self._tell_of_trouble(resource, status)
+        self.store.write_status(resource.key, status, uid=resource.metadata.uid)
+
+    def _tell_of_trouble(self, resource: AnyResource, status: StatusBase) -> None:
+        """An event for a problem that was not there at the last look, and for one that went."""
+        before = summarising.condition(resource.status, "Ready")
+        after = summarising.condition(status, "Ready")
+        if after is None or (
+            before and (before.reason, before.message) == (after.reason, after.message)
+        ):
+            return
+        if after.status == "False":
+            self._event(resource, "Warning", after.reason, after.message)
+        elif before is not None and before.status == "False":
+            self._event(resource, "Normal", "Ready", after.message)
+
+    def _outcome(
+        self,
+        found: PoolExamination,
+        failures: dict[Key, list[errors.StorageError]],
+        *,
+        acted: bool,
+    ) -> Outcome:
+        everything = [*found.volumes, *([found.own] if found.own else [])]
+        problems = [error for item in everything for error in item.plan.refusals]
+        problems += [error for listed in failures.values() for error in listed]
+        unfinished = any(
+            item.plan.actions and not item.resource.spec.suspend for item in everything
+        )
+        interval = found.own.resource.spec.refresh.interval if found.own else "5m"
+        return Outcome(
+            acted=acted,
+            retry=unfinished or any(not error.terminal for error in problems),
+            interval=duration_seconds(interval),
+        )
+
+
+def _perform(verb: Verb, backend: Backend, pool: Pool, volume: Volume | None, work: Work) -> None:
+    if volume is None:
+        _POOL_STEPS[verb](backend, pool)
+    else:
+        _VOLUME_STEPS[verb](backend, pool, volume, work)
+
+
+def _build(backend: Backend, pool: Pool) -> None:
+    backend.build(pool, overwrite=pool.spec.build.policy == "Overwrite")
+
+
+def _set_permissions(backend: Backend, pool: Pool) -> None:
+    if pool.spec.target is not None and pool.spec.target.permissions is not None:
+        backend.set_permissions(pool, pool.spec.target.permissions)
+
+
+_POOL_STEPS: dict[Verb, Callable[[Backend, Pool], None]] = {
+    Verb.BUILD_POOL: _build,
+    Verb.ADOPT_POOL: lambda backend, pool: backend.adopt(pool),
+    Verb.START_POOL: lambda backend, pool: backend.start(pool),
+    Verb.STOP_POOL: lambda backend, pool: backend.stop(pool),
+    Verb.SET_POOL_PERMISSIONS: _set_permissions,
+    Verb.CLEAN_POOL: lambda backend, pool: backend.clean(pool),
+    Verb.DELETE_POOL: lambda backend, pool: backend.delete(pool),
+}
+
+_VOLUME_STEPS: dict[Verb, Callable[[Backend, Pool, Volume, Work], None]] = {
+    Verb.CREATE_VOLUME: lambda backend, pool, volume, work: backend.create_volume(
+        pool, volume, work
+    ),
+    Verb.ADOPT_VOLUME: lambda backend, pool, volume, work: backend.adopt_volume(pool, volume),
+    Verb.GROW_VOLUME: lambda backend, pool, volume, work: backend.resize_volume(pool, volume, work),
+    Verb.SHRINK_VOLUME: lambda backend, pool, volume, work: backend.resize_volume(
+        pool, volume, work
+    ),
+    Verb.SET_VOLUME_PERMISSIONS: lambda backend, pool, volume, work: backend.set_volume_permissions(
+        pool, volume
+    ),
+    Verb.DELETE_VOLUME: lambda backend, pool, volume, work: backend.delete_volume(pool, volume),
+}
+
+
+def _needs_finalizer(resource: AnyResource) -> bool:
+    spec = resource.spec
+    if spec.adoption is Adoption.OBSERVE:
+        return False
+    return spec.deletion_policy not in (PoolDeletion.RETAIN, VolumeDeletion.RETAIN)
+
+
+def _own_claims(pool: Pool) -> frozenset[str]:
+    claims = {f"pool name {pool.name!r}"}
+    if pool.spec.uuid:
+        claims.add(f"uuid {pool.spec.uuid}")
+    return frozenset(claims)
+
+
+def _pool_not_ready(found: PoolExamination) -> errors.PoolNotReady:
+    why = "it is being worked on"
+    if found.own is not None:
+        if found.own.plan.refusals:
+            why = str(found.own.plan.refusals[0])
+        elif found.own.resource.deleting:
+            why = "it is being deleted"
+        elif found.own.resource.spec.state is PoolState.INACTIVE:
+            why = "its state is Inactive"
+    return errors.PoolNotReady(f"Pool {found.name!r} is not running: {why.rstrip('.')}.")
+
+
+def _foreseen(found: PoolExamination) -> PoolFacts | None:
+    """The facts as they will be when the pool's own plan is done."""
+    if found.own is None or found.facts is None or found.facts.presence is Presence.PRESENT:
+        return found.facts
+    if any(item.verb is Verb.BUILD_POOL for item in found.own.plan.actions):
+        return PoolFacts(presence=Presence.PRESENT)
+    return found.facts
+
+
+def _dependents(world: World, found: PoolExamination) -> dict[str, list[str]]:
+    """What stands on a path, by path: declared volumes first, then images nobody declared."""
+    standing: dict[str, list[str]] = {}
+    if found.facts is None:
+        return standing
+    for item in found.facts.volumes.values():
+        if item.backing_chain:
+            standing.setdefault(item.backing_chain[0].path, []).append(item.path)
+    for resource in world.resources.values():
+        if resource.kind.name != "StorageVolume" or resource.spec.pool_ref.name == found.name:
+            continue
+        for link in resource.status.backing_chain[:1]:
+            standing.setdefault(link.path, []).append(str(resource.key))
+    return standing
+
+
+def _independent(waiting: Sequence[Examination]) -> list[list[Examination]]:
+    """Batches whose members do not stand on each other: deletions from the top, the rest from
+    the base."""
+    paths = {item.volume.name: item for item in waiting if item.volume}
+    levels: dict[str, int] = {}
+    for item in waiting:  # bases come first, so a base's level is known before its overlays'
+        if item.volume is None:
+            continue
+        base = (item.volume.backing_path or "").rsplit("/", 1)[-1]
+        levels[item.volume.name] = levels[base] + 1 if base in levels and base in paths else 0
+    batches: dict[tuple[bool, int], list[Examination]] = {}
+    for item in waiting:
+        level = levels.get(item.volume.name, 0) if item.volume else 0
+        gone = item.resource.deleting
+        batches.setdefault((gone, -level if gone else level), []).append(item)
+    return [batches[key] for key in sorted(batches)]

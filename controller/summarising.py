@@ -1,0 +1,340 @@
+"""From facts and plans to status: the one place where conditions are made.
+
+Polarity: ``Ready``, ``Active``, ``Built`` and ``InSync`` are good when True and always present once
+a resource was looked at. ``Reconciling`` and ``Stalled`` are there only while they are True, as
+kstatus expects: Reconciling reads as in progress, Stalled as failed until the spec changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from backends import errors
+from backends.base import Pool, PoolFacts, Presence, Volume, VolumeFacts
+from backends.host.files import Permissions as PermissionFacts
+from backends.schema import mode
+from backends.spec import (
+    Adoption,
+    BackingLink,
+    Condition,
+    DiscoveredVolume,
+    Permissions,
+    PoolState,
+    PoolStatus,
+    StatusBase,
+    VolumeCounts,
+    VolumeStatus,
+)
+from controller.planning import Plan
+from controller.resources import REQUESTED_AT, AnyResource
+
+SAMPLE = 20
+"""Volumes nobody declared that a pool's status names; the count tells how many there are."""
+
+Truth = Literal["True", "False", "Unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aspect:
+    """A condition before it has a time."""
+
+    type: str
+    status: Truth
+    reason: str
+    message: str
+
+
+def conditions(
+    former: Sequence[Condition], aspects: Sequence[Aspect], *, generation: int, now: str
+) -> tuple[Condition, ...]:
+    """Put times to aspects: a condition keeps its time as long as its status stays the same."""
+    known = {item.type: item for item in former}
+    made = []
+    for aspect in aspects:
+        before = known.get(aspect.type)
+        same = before is not None and before.status == aspect.status
+        made.append(
+            Condition(
+                type=aspect.type,
+                status=aspect.status,
+                reason=aspect.reason,
+                message=aspect.message,
+                observed_generation=generation,
+                last_transition_time=before.last_transition_time if before and same else now,
+            )
+        )
+    return tuple(made)
+
+
+def condition(status: StatusBase, type: str) -> Condition | None:
+    """The condition of that type, where there is one."""
+    return next((item for item in status.conditions if item.type == type), None)
+
+
+def settled(resource: AnyResource) -> bool:
+    """Whether nothing more will come without a change: Ready, or stalled, for this generation."""
+    return ready(resource) or stalled(resource)
+
+
+def ready(resource: AnyResource) -> bool:
+    return _holds(resource, "Ready")
+
+
+def stalled(resource: AnyResource) -> bool:
+    return _holds(resource, "Stalled")
+
+
+def _holds(resource: AnyResource, type: str) -> bool:
+    found = condition(resource.status, type)
+    return (
+        found is not None
+        and found.status == "True"
+        and resource.status.observed_generation == resource.metadata.generation
+    )
+
+
+def progress_aspects(
+    plan: Plan, failures: Sequence[errors.StorageError], *, good: Aspect, suspended: bool
+) -> list[Aspect]:
+    """Ready, InSync, and Reconciling or Stalled where they hold.
+
+    :param good: Ready as it is where nothing is wrong.
+    """
+    problems = [*failures, *plan.refusals]
+    worst = next((item for item in problems if item.terminal), problems[0] if problems else None)
+    if worst is not None:
+        aspects = [Aspect(type="Ready", status="False", reason=worst.reason, message=str(worst))]
+    elif plan.actions and not suspended:
+        waiting = f"{plan.actions[0].verb}: {plan.actions[0].reason}"
+        aspects = [Aspect(type="Ready", status="False", reason="Progressing", message=waiting)]
+    else:
+        aspects = [good]
+    aspects.append(_sync(plan, worst, suspended=suspended))
+    if worst is not None and worst.terminal:
+        aspects.append(
+            Aspect(type="Stalled", status="True", reason=worst.reason, message=str(worst))
+        )
+    elif worst is not None or (plan.actions and not suspended):
+        reason = "Retrying" if worst is not None else "Progressing"
+        message = str(worst) if worst is not None else aspects[0].message
+        aspects.append(Aspect(type="Reconciling", status="True", reason=reason, message=message))
+    return aspects
+
+
+def _sync(plan: Plan, worst: errors.StorageError | None, *, suspended: bool) -> Aspect:
+    if plan.drift:
+        told = "; ".join(
+            f"{item.field} is {item.observed}, declared {item.desired}" for item in plan.drift[:5]
+        )
+        return Aspect(type="InSync", status="False", reason="Drifted", message=f"{told}.")
+    if plan.actions:
+        told = "; ".join(f"{item.verb}: {item.reason}" for item in plan.actions[:5])
+        reason = "Suspended" if suspended else "Pending"
+        return Aspect(type="InSync", status="False", reason=reason, message=told)
+    if worst is not None:
+        return Aspect(type="InSync", status="Unknown", reason=worst.reason, message=str(worst))
+    return Aspect(
+        type="InSync", status="True", reason="AsDeclared", message="The host is as declared."
+    )
+
+
+def pool_status(
+    resource: AnyResource,
+    pool: Pool | None,
+    facts: PoolFacts | None,
+    plan: Plan,
+    *,
+    failures: Sequence[errors.StorageError],
+    running: bool,
+    boot: str,
+    managed: frozenset[str],
+    place: str,
+    now: str,
+) -> PoolStatus:
+    """The status of a pool after a look at it.
+
+    :param running: whether the pool is started.
+    :param managed: names of volumes in it that resources declare.
+    """
+    former: PoolStatus = resource.status
+    spec = resource.spec
+    present = facts is not None and facts.presence is Presence.PRESENT
+    held = present and not any(
+        isinstance(item, errors.Inaccessible | errors.OwnedByOther | errors.AlreadyExists)
+        for item in plan.refusals
+    )
+    aspects = progress_aspects(
+        plan,
+        failures,
+        good=_pool_good(running=running, place=place, spec=spec),
+        suspended=spec.suspend,
+    )
+    aspects += [
+        _aspect("Active", running, "Running", "Inactive"),
+        _aspect("Built", held, "Present", "NotPresent"),
+    ]
+    generation = resource.metadata.generation
+    built_now = held and former.built_generation != generation
+    fields: dict[str, Any] = {
+        "observed_generation": generation,
+        "conditions": conditions(former.conditions, aspects, generation=generation, now=now),
+        "last_handled_request": resource.metadata.annotations.get(REQUESTED_AT),
+        "drift": plan.drift,
+        "uuid": spec.uuid or former.uuid or resource.metadata.uid or None,
+        "state": _pool_state(facts, plan, running=running),
+        "built": bool(former.built or held) if spec.adoption is not Adoption.OBSERVE else None,
+        "built_generation": generation if built_now else former.built_generation,
+        "persistent": not spec.transient,
+        "boot_id": boot if running else former.boot_id,
+        "last_refresh_time": former.last_refresh_time,
+    }
+    fields |= _pool_figures(facts, former, managed) if pool is not None else {}
+    status = PoolStatus(**fields)
+    if status != former:
+        status = status.model_copy(update={"last_refresh_time": now})
+    return status
+
+
+def _pool_good(*, running: bool, place: str, spec: Any) -> Aspect:
+    if running:
+        return Aspect(type="Ready", status="True", reason="Running", message=f"Running at {place}.")
+    if spec.state is PoolState.ACTIVE:
+        message = "Stays down since the host was rebooted: autostart is false."
+        return Aspect(type="Ready", status="True", reason="NotAutostarted", message=message)
+    return Aspect(type="Ready", status="True", reason="Inactive", message="Inactive, as declared.")
+
+
+def _aspect(type: str, holds: bool, good: str, bad: str) -> Aspect:
+    return Aspect(
+        type=type, status="True" if holds else "False", reason=good if holds else bad, message=""
+    )
+
+
+def _pool_state(facts: PoolFacts | None, plan: Plan, *, running: bool) -> str:
+    if any(isinstance(item, errors.Inaccessible) for item in plan.refusals):
+        return "Inaccessible"
+    if facts is not None and facts.degraded:
+        return "Degraded"
+    return "Running" if running else "Inactive"
+
+
+def _pool_figures(
+    facts: PoolFacts | None, former: PoolStatus, managed: frozenset[str]
+) -> dict[str, Any]:
+    """Sizes and counts; the last known ones where the pool can't be read now."""
+    if facts is None or facts.presence is not Presence.PRESENT:
+        names = ("capacity", "allocation", "available", "volumes", "discovered")
+        return {name: getattr(former, name) for name in names}
+    strangers = [item for name, item in sorted(facts.volumes.items()) if name not in managed]
+    return {
+        "capacity": facts.capacity,
+        "allocation": facts.allocation,
+        "available": facts.available,
+        "volumes": VolumeCounts(
+            total=len(facts.volumes),
+            managed=len(facts.volumes) - len(strangers),
+            unmanaged=len(strangers),
+        ),
+        "discovered": tuple(_discovered(item) for item in strangers[:SAMPLE]),
+    }
+
+
+def _discovered(facts: VolumeFacts) -> DiscoveredVolume:
+    return DiscoveredVolume(
+        name=facts.name,
+        format=facts.format,
+        capacity=facts.capacity,
+        allocation=facts.allocation,
+        encryption=facts.encryption,
+        backing_path=facts.backing_path,
+    )
+
+
+def volume_status(
+    resource: AnyResource,
+    volume: Volume | None,
+    facts: VolumeFacts | None,
+    plan: Plan,
+    *,
+    failures: Sequence[errors.StorageError],
+    readable: bool,
+    now: str,
+) -> VolumeStatus:
+    """The status of a volume after a look at its pool.
+
+    :param readable: whether the pool could be read; if not, the last known figures stay.
+    """
+    former: VolumeStatus = resource.status
+    path = facts.path if facts else former.path
+    good = Aspect(type="Ready", status="True", reason="Available", message=f"Available at {path}.")
+    if facts is None and readable and not plan.refusals and not failures:
+        good = Aspect(type="Ready", status="False", reason="Pending", message="Not there yet.")
+    aspects = progress_aspects(plan, failures, good=good, suspended=resource.spec.suspend)
+    generation = resource.metadata.generation
+    figures: dict[str, Any]
+    if facts is not None:
+        figures = _volume_figures(facts, resource)
+    else:
+        names = VolumeStatus.model_fields.keys() - StatusBase.model_fields.keys() - {"progress"}
+        figures = {name: getattr(former, name) for name in names}
+    return VolumeStatus(
+        observed_generation=generation,
+        conditions=conditions(former.conditions, aspects, generation=generation, now=now),
+        last_handled_request=resource.metadata.annotations.get(REQUESTED_AT),
+        drift=plan.drift,
+        **figures,
+    )
+
+
+def _volume_figures(facts: VolumeFacts, resource: AnyResource) -> dict[str, Any]:
+    ours = facts.mark is not None and facts.mark.resource == str(resource.key)
+    return {
+        "type": facts.type,
+        "key": facts.key,
+        "path": facts.path,
+        "capacity": facts.capacity,
+        "allocation": facts.allocation,
+        "physical": facts.physical,
+        "format": facts.format,
+        "compat": facts.compat,
+        "cluster_size": facts.cluster_size,
+        "encryption": facts.encryption,
+        "permissions": _permissions(facts.permissions),
+        "origin": facts.mark.origin if facts.mark is not None and ours else None,
+        "backing_chain": tuple(
+            BackingLink(
+                path=link.path, format=link.format, present=link.present, capacity=link.capacity
+            )
+            for link in facts.backing_chain
+        ),
+    }
+
+
+def _permissions(facts: PermissionFacts | None) -> Permissions | None:
+    if facts is None:
+        return None
+    return Permissions(
+        mode=mode(facts.mode), owner=facts.owner, group=facts.group, label=facts.label
+    )
+
+
+def waiting_status(resource: AnyResource, error: errors.StorageError, *, now: str) -> StatusBase:
+    """The status of a resource that could not be looked at, with all last known figures."""
+    aspects = progress_aspects(
+        Plan(refusals=(error,)),
+        (),
+        good=Aspect(type="Ready", status="Unknown", reason="Unknown", message=""),
+        suspended=False,
+    )
+    generation = resource.metadata.generation
+    made = conditions(resource.status.conditions, aspects, generation=generation, now=now)
+    status: StatusBase = resource.status.model_copy(
+        update={
+            "observed_generation": generation,
+            "conditions": made,
+            "last_handled_request": resource.metadata.annotations.get(REQUESTED_AT),
+        }
+    )
+    return status

@@ -1,0 +1,215 @@
+"""All declared resources at one moment, and what they say about each other."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from backends import errors
+from backends.base import Backend, Pool, Volume
+from backends.registry import pool_type
+from backends.spec import Permissions, VolumeSpec
+from controller.resources import AnyResource, Key
+
+
+class World:
+    """Resources by key. Building one costs a pass over them; it never changes afterwards."""
+
+    def __init__(self, resources: Iterable[AnyResource], *, node: str) -> None:
+        self.node = node
+        self.resources: dict[Key, AnyResource] = {item.key: item for item in resources}
+
+    def replacing(self, resource: AnyResource) -> World:
+        """The same world with one resource as it is now."""
+        return World({**self.resources, resource.key: resource}.values(), node=self.node)
+
+    @cached_property
+    def marks(self) -> frozenset[str]:
+        """What a mark of ownership may name and bind somebody."""
+        return frozenset(str(key) for key in self.resources)
+
+    @cached_property
+    def _volumes(self) -> dict[str, list[AnyResource]]:
+        found: defaultdict[str, list[AnyResource]] = defaultdict(list)
+        for item in self.resources.values():
+            if item.kind.name == "StorageVolume":
+                found[item.spec.pool_ref.name].append(item)
+        return found
+
+    def pools(self) -> Iterator[AnyResource]:
+        """The pools that this node keeps."""
+        for item in self.resources.values():
+            if item.kind.name == "StoragePool" and item.spec.node_name in (None, self.node):
+                yield item
+
+    def pool(self, name: str) -> AnyResource | None:
+        return self.resources.get(Key("StoragePool", "", name))
+
+    def volumes(self, pool: str) -> list[AnyResource]:
+        """Volumes that name the pool, those that others stand on first."""
+        return _bases_first(self._volumes.get(pool, []))
+
+    def pool_names(self) -> set[str]:
+        """Names of all pools that are declared, or that a volume names."""
+        return {item.metadata.name for item in self.pools()} | {*self._volumes}
+
+    def declare_pool(self, resource: AnyResource) -> Pool:
+        """The pool as its backend sees it."""
+        kind = pool_type(resource.spec.type)
+        formats = {
+            volume_name(item): item.spec.format or kind.default_volume_format
+            for item in self._volumes.get(resource.metadata.name, [])
+        }
+        return Pool(
+            uid=resource.metadata.uid,
+            resource=str(resource.key),
+            name=resource.spec.pool_name or resource.metadata.name,
+            spec=resource.spec,
+            type=kind,
+            formats=formats,
+        )
+
+    def declare_volume(self, resource: AnyResource, pool: Pool, backend: Backend) -> Volume:
+        """The volume as its backend sees it, with all defaults filled in.
+
+        :raises errors.NotFound: where it stands on a volume that is not declared.
+        :raises errors.Unsupported: for a format that the pool type has not.
+        """
+        spec: VolumeSpec = resource.spec
+        formats = pool.type.volume_formats
+        if spec.format is not None and spec.format not in formats:
+            known = f"Use one of {', '.join(formats)}." if formats else "Leave format out."
+            raise errors.Unsupported(
+                f"Pools of type {pool.type.name} have no volumes of format {spec.format!r}.",
+                hint=known,
+            )
+        volume = Volume(
+            uid=resource.metadata.uid,
+            resource=str(resource.key),
+            name=volume_name(resource),
+            spec=spec,
+            format=spec.format or pool.type.default_volume_format,
+            capacity=spec.capacity,
+            permissions=_permissions(spec, pool),
+        )
+        store = spec.backing_store
+        if store is None:
+            return volume
+        path = store.path or self._backing_path(resource, pool, backend)
+        if not path.startswith("/"):
+            path = backend.volume_path(pool, path)
+        return replace(volume, backing_path=path, backing_format=store.format)
+
+    def backing_key(self, resource: AnyResource) -> Key | None:
+        """The volume that a volume stands on, where it names one."""
+        return _backing_key(resource)
+
+    def _backing_path(self, resource: AnyResource, pool: Pool, backend: Backend) -> str:
+        key = _backing_key(resource)
+        base = self.resources.get(key) if key else None
+        if base is None:
+            raise errors.BackingMissing(
+                f"{resource.key} stands on {key}, which is not declared.",
+                hint="Declare it, or give backingStore.path.",
+            )
+        if base.spec.pool_ref.name == resource.spec.pool_ref.name:
+            return backend.volume_path(pool, volume_name(base))
+        if base.status.path is None:
+            raise errors.BackingMissing(
+                f"{resource.key} stands on {key}, which is not there yet.",
+                hint="It is made as soon as its backing volume is there.",
+            )
+        return str(base.status.path)
+
+    def conflicts(
+        self, resource: AnyResource, claims: dict[Key, frozenset[str]]
+    ) -> list[errors.StorageError]:
+        """Claims of a pool that another pool of this node made first."""
+        mine = claims.get(resource.key, frozenset())
+        found: list[errors.StorageError] = []
+        for other in sorted(self.pools(), key=_precedence):
+            if other.key == resource.key or _precedence(other) > _precedence(resource):
+                continue
+            for shared in sorted(mine & claims.get(other.key, frozenset())):
+                found.append(
+                    errors.Conflict(
+                        f"{resource.key} and {other.key} both stand on {shared}; {other.key} came "
+                        "first.",
+                        hint="Change or delete one of them.",
+                    )
+                )
+        return found
+
+    @cached_property
+    def _first_claims(self) -> dict[tuple[str, str], AnyResource]:
+        """Who came first, by pool and volume name."""
+        found: dict[tuple[str, str], AnyResource] = {}
+        for pool, volumes in self._volumes.items():
+            for item in volumes:
+                claim = pool, volume_name(item)
+                first = found.get(claim)
+                if first is None or _precedence(item) < _precedence(first):
+                    found[claim] = item
+        return found
+
+    def volume_conflicts(self, resource: AnyResource) -> list[errors.StorageError]:
+        """Another volume of the same name in the same pool that came first."""
+        pool, name = resource.spec.pool_ref.name, volume_name(resource)
+        first = self._first_claims.get((pool, name), resource)
+        if first.key == resource.key:
+            return []
+        return [
+            errors.Conflict(
+                f"{resource.key} and {first.key} both declare volume {name!r} of pool {pool!r}; "
+                f"{first.key} came first.",
+                hint="Choose another volumeName, or delete one of them.",
+            )
+        ]
+
+
+def volume_name(resource: AnyResource) -> str:
+    """The volume's name in its pool."""
+    return str(resource.spec.volume_name or resource.metadata.name)
+
+
+def _permissions(spec: VolumeSpec, pool: Pool) -> Permissions:
+    defaults = pool.spec.volume_defaults.permissions if pool.spec.volume_defaults else None
+    own = spec.permissions or Permissions()
+    if defaults is None:
+        return own
+    given: dict[str, Any] = {
+        name: getattr(own, name) if getattr(own, name) is not None else getattr(defaults, name)
+        for name in Permissions.model_fields
+    }
+    return Permissions.model_construct(**given)
+
+
+def _backing_key(resource: AnyResource) -> Key | None:
+    store = resource.spec.backing_store
+    if store is None or store.volume_ref is None:
+        return None
+    namespace = store.volume_ref.namespace or resource.metadata.namespace
+    return Key("StorageVolume", namespace, store.volume_ref.name)
+
+
+def _precedence(resource: AnyResource) -> tuple[str, bool, str]:
+    """Order in which resources came: by time; in one second, who holds the thing already first."""
+    holds = getattr(resource.status, "origin", None) or getattr(resource.status, "built", None)
+    return resource.metadata.creation_timestamp, not holds, str(resource.key)
+
+
+def _bases_first(volumes: list[AnyResource]) -> list[AnyResource]:
+    known = {item.key: item for item in volumes}
+    ordered: dict[Key, AnyResource] = {}
+    for item in volumes:
+        chain = []
+        current: AnyResource | None = item
+        while current is not None and current.key not in ordered and current not in chain:
+            chain.append(current)
+            key = _backing_key(current)
+            current = known.get(key) if key else None
+        ordered.update((link.key, link) for link in reversed(chain))
+    return list(ordered.values())
