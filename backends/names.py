@@ -23,11 +23,9 @@ def check_name(name: str, *, what: str) -> str:
     """
     problem = _problem(name)
     if problem:
-        shown = name if name.isprintable() and len(name) <= 60 else repr(name[:60])
+        shown = repr(name if len(name) <= 60 else f"{name[:60]}...")
         raise errors.InvalidSpec(
-            f"The {what} {shown!r} {problem}."
-            if shown is name
-            else f"The {what} {shown} {problem}.",
+            f"The {what} {shown} {problem}.",
             hint=f"A {what} is 1 to {MAX_NAME_BYTES} bytes, without '/' or control characters, "
             "and does not start with '-'.",
         )

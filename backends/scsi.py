@@ -17,9 +17,9 @@ class PciAddress(Model):
     """Address of a PCI device."""
 
     domain: Annotated[HexNumber, Xml("@domain")] = Field("0x0000", description="PCI domain.")
-    bus: Annotated[HexNumber, Xml("@bus")] = Field(description="PCI bus.")
-    slot: Annotated[HexNumber, Xml("@slot")] = Field(description="PCI slot.")
-    function: Annotated[HexNumber, Xml("@function")] = Field(description="PCI function.")
+    bus: Annotated[HexNumber, Xml("@bus")] = Field("0x00", description="PCI bus.")
+    slot: Annotated[HexNumber, Xml("@slot")] = Field("0x00", description="PCI slot.")
+    function: Annotated[HexNumber, Xml("@function")] = Field("0x0", description="PCI function.")
 
 
 class ParentAddress(Model):

@@ -110,7 +110,7 @@ Hosts = Annotated[tuple[Host, ...], Field(min_length=1, max_length=64)]
 class Device(Model):
     """A block device, or what stands for one in the protocol (an iSCSI target)."""
 
-    path: Annotated[Text, Xml("@path", Form.PATH)] = Field(
+    path: Annotated[Text, Xml("@path")] = Field(
         min_length=1,
         description="Path of the device, best one under /dev/disk/by-id; for iSCSI the IQN.",
     )
@@ -143,7 +143,7 @@ class SecretRef(Model):
         None, description="Namespace of the Secret; only for cluster-scoped resources."
     )
     key: Text | None = Field(None, description="Key in the Secret; default `passphrase`.")
-    uuid: Annotated[Text | None, Xml("@uuid")] = Field(None, description="libvirt secret, by uuid.")
+    uuid: Annotated[Uuid | None, Xml("@uuid")] = Field(None, description="libvirt secret, by uuid.")
     usage: Annotated[Text | None, Xml("@usage")] = Field(
         None, description="libvirt secret, by its usage string."
     )
@@ -722,11 +722,15 @@ class VolumeStatus(StatusBase):
     key: Annotated[Annotated[str, Field(max_length=4096)] | None, Xml("key")] = Field(
         None, description="What identifies the volume on its host."
     )
-    path: Annotated[
-        Annotated[str, Field(max_length=4096)] | None, Xml("target/path", Form.PATH)
-    ] = Field(None, description="Where the volume is.")
-    capacity: Quantity | None = Field(None, description="Size that a user of the volume sees.")
-    allocation: Quantity | None = Field(None, description="Space that it takes.")
+    path: Annotated[Annotated[str, Field(max_length=4096)] | None, Xml("target/path")] = Field(
+        None, description="Where the volume is."
+    )
+    capacity: Annotated[Quantity | None, Xml("capacity", Form.BYTES)] = Field(
+        None, description="Size that a user of the volume sees."
+    )
+    allocation: Annotated[Quantity | None, Xml("allocation", Form.BYTES)] = Field(
+        None, description="Space that it takes."
+    )
     physical: Annotated[Quantity | None, Xml("physical", Form.BYTES)] = Field(
         None, description="Size of the file or device itself."
     )
@@ -734,7 +738,9 @@ class VolumeStatus(StatusBase):
     compat: Text | None = Field(None, description="qcow2 version that the header shows.")
     cluster_size: Quantity | None = Field(None, description="Cluster size that the header shows.")
     encryption: Text | None = Field(None, description="Encryption that the header shows.")
-    permissions: Permissions | None = Field(None, description="Permissions as they are.")
+    permissions: Annotated[Permissions | None, Xml("target/permissions")] = Field(
+        None, description="Permissions as they are."
+    )
     origin: Literal["Created", "Adopted"] | None = Field(
         None, description="Whether we made the volume or took it over."
     )

@@ -104,6 +104,8 @@ class Database:
                 self.path.chmod(0o600)
         except OSError as error:
             raise errors.from_os_error(error, doing=f"open the store {self.path}") from error
+        if not all(os.access(path, os.R_OK | os.W_OK) for path in (self.path, self.path.parent)):
+            raise _not_writable(self.path, "its directory has to be writable too")
 
     def _connection(self) -> _Connection:
         found: _Connection | None = getattr(self._local, "connection", None)
@@ -190,10 +192,7 @@ class Database:
                     hint="Free some space on its file system.",
                 )
             case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
-                return errors.PermissionRefused(
-                    f"The store {self.path} can't be written: {why}",
-                    hint="Run as the user that owns it, on a file system that can be written.",
-                )
+                return _not_writable(self.path, str(error))
             case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
                 return errors.StorageError(
                     f"The store {self.path} is damaged: {why}", hint=_REBUILD
@@ -215,3 +214,10 @@ class Database:
 def _code(error: sqlite3.Error) -> int:
     """The primary result code; 0 for misuse of the Python module."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _not_writable(path: Path, why: str) -> errors.PermissionRefused:
+    return errors.PermissionRefused(
+        f"The store {path} can't be written: {why}.",
+        hint="Run as the user that owns it, on a file system that can be written.",
+    )

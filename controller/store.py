@@ -107,7 +107,12 @@ class Journal(Protocol):
     """What a host has to remember by itself, wherever the resources live."""
 
     def begin_step(
-        self, key: Key, uid: str, verb: str, target: str, detail: Mapping[str, Any]
+        self,
+        key: Key,
+        uid: str,
+        verb: str,
+        target: str,
+        detail: Mapping[str, Any] | None = None,
     ) -> int: ...
 
     def end_step(self, id: int, error: str = "") -> None: ...
@@ -526,14 +531,19 @@ class Store:
         return [_event(row) for row in rows]
 
     def begin_step(
-        self, key: Key, uid: str, verb: str, target: str, detail: Mapping[str, Any]
+        self,
+        key: Key,
+        uid: str,
+        verb: str,
+        target: str,
+        detail: Mapping[str, Any] | None = None,
     ) -> int:
         """Record, before its first effect on the host, that a step begins; its number."""
         with self._database.write() as connection:
             cursor = connection.execute(
                 "INSERT INTO steps(kind, namespace, name, uid, verb, target, detail, begun, error)"
                 " VALUES (?,?,?,?,?,?,?,?,'')",
-                (*_parts(key), uid, verb, target, _text(dict(detail)), self._now()),
+                (*_parts(key), uid, verb, target, _text(dict(detail or {})), self._now()),
             )
             id = int(cursor.lastrowid or 0)
             if id % _PRUNE_EVERY == 0:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import pathlib
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -421,28 +424,46 @@ def test_threads_share_staging_and_the_last_one_removes_it(
     assert not files._stages
 
 
-def test_staging_survives_another_process_that_removes_it(
+OTHER_PROCESS = """
+import sys
+from backends import errors
+from backends.host import files
+with files.Directory.open(sys.argv[1]) as directory:
+    print("ready", flush=True)
+    while not directory.exists("stop"):
+        with files.staging(directory):
+            pass
+"""
+
+
+def test_staging_survives_another_process_that_stages(
     directory: files.Directory, pool: pathlib.Path
 ) -> None:
-    over = threading.Event()
+    def stage_until_done(name: str) -> int:
+        """How often the other process took the empty directory away under our hands."""
+        for lost in range(10_000):
+            with contextlib.suppress(errors.NotFound), files.staging(directory) as staged:
+                write_new(staged, name, name.encode())
+                directory.publish(staged, name, name)
+                return lost
+        pytest.fail("never got to stage")
 
-    def remove() -> None:
-        while not over.is_set():
-            try:
-                (pool / ".poolkeeper").rmdir()
-            except OSError as error:
-                assert error.errno in (errno.ENOENT, errno.ENOTEMPTY)
-
-    thread = threading.Thread(target=remove)
-    thread.start()
-    try:
-        for _ in range(200):
-            with files.staging(directory) as staged:
-                assert stat.S_ISDIR(os.fstat(staged.fd).st_mode)
-    finally:
-        over.set()
-        thread.join()
-    assert directory.names() == []
+    root = pathlib.Path(files.__file__).parents[2]
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER_PROCESS, str(pool)], cwd=root, stdout=subprocess.PIPE
+    )
+    assert other.stdout is not None
+    with other, other.stdout:
+        try:
+            assert other.stdout.readline() == b"ready\n"
+            for number in range(300):
+                stage_until_done(f"disk-{number}")
+        finally:
+            (pool / "stop").touch()
+        assert other.wait() == 0
+    (pool / "stop").unlink()
+    assert len(directory.names()) == 300
+    assert all(read_all(directory, name) == name.encode() for name in directory.names())
 
 
 def test_permissions_are_set_only_where_they_differ(directory: files.Directory) -> None:

@@ -4,7 +4,8 @@ import json
 import os
 import pathlib
 import stat
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable
 
 import pytest
 
@@ -23,11 +24,11 @@ def store(tmp_path: pathlib.Path) -> marks.MarkStore:
 
 
 @pytest.fixture
-def pool(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+def pool(tmp_path: pathlib.Path) -> pathlib.Path:
     path = tmp_path / "pool"
     path.mkdir()
     (path / "disk").touch()
-    yield path
+    return path
 
 
 class Opened:
@@ -296,8 +297,6 @@ def test_an_inode_number_given_again_does_not_bring_the_old_mark(
 def test_an_entry_in_the_state_directory_outlives_a_remount(
     store: marks.MarkStore, mounted: Mounter
 ) -> None:
-    import subprocess
-
     point = mounted("ext4")
     os.mkfifo(point / "fifo")
     write(store, point / "fifo", MARK)

@@ -1,0 +1,1 @@
+"""Where manifests come from: files and folders, a watched directory, a git repository."""

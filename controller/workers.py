@@ -1,0 +1,124 @@
+"""A worker for each pool, so that one that hangs holds up no other."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from backends import errors
+from controller.engine import Outcome
+
+log = logging.getLogger(__name__)
+
+FIRST_RETRY = 1.0
+"""Seconds until a failed pass is tried again; doubled each time up to ``LAST_RETRY``."""
+
+LAST_RETRY = 60.0
+JITTER = 0.1
+"""Part of a delay by which it is drawn longer or shorter, so that pools spread out."""
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after so many failures in a row, without jitter."""
+    return float(min(LAST_RETRY, FIRST_RETRY * 2 ** (max(failures, 1) - 1)))
+
+
+class Worker:
+    """A thread that passes over one pool whenever it is woken, due, or has to be tried again."""
+
+    def __init__(
+        self, name: str, reconcile: Callable[[str], Outcome], acted: Callable[[str], None]
+    ) -> None:
+        self.name = name
+        self.retrying = False
+        self._reconcile = reconcile
+        self._acted = acted
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"pool {name}", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look at the pool now, and begin counting failures anew."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Stop after the pass that is under way."""
+        self._stop.set()
+        self._wake.set()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the thread; false where it did not end in time."""
+        self._thread.join(max(0.0, seconds))
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            self._wake.clear()
+            outcome = self._pass()
+            if outcome is None or outcome.retry:
+                failures += 1
+                delay = backoff(failures)
+            else:
+                failures, delay = 0, outcome.interval
+            self.retrying = failures > 0
+            if outcome is not None and outcome.acted:
+                self._acted(self.name)
+            if self._wake.wait(delay * random.uniform(1 - JITTER, 1 + JITTER)):  # noqa: S311
+                failures = 0
+
+    def _pass(self) -> Outcome | None:
+        try:
+            return self._reconcile(self.name)
+        except errors.StorageError as error:
+            log.error("pool %s: %s", self.name, error)
+        except Exception:
+            # A mistake in one pool's pass must not end the agent for the others.
+            log.exception("pool %s: the pass broke off", self.name)
+        return None
+
+
+class Workers:
+    """All workers of an agent."""
+
+    def __init__(self, reconcile: Callable[[str], Outcome]) -> None:
+        self._reconcile = reconcile
+        self._workers: dict[str, Worker] = {}
+        self._lock = threading.Lock()
+
+    def wake(self, names: Iterable[str]) -> None:
+        """Wake the workers of these pools, starting those that are not there yet."""
+        with self._lock:
+            for name in names:
+                if name in self._workers:
+                    self._workers[name].wake()
+                else:
+                    self._workers[name] = Worker(name, self._reconcile, self._wake_waiting)
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Stop the workers of all other pools."""
+        wanted = set(names)
+        with self._lock:
+            for name in [name for name in self._workers if name not in wanted]:
+                self._workers.pop(name).stop()
+
+    def stop(self, seconds: float) -> list[str]:
+        """Stop all; the names of those that are still busy after that time."""
+        with self._lock:
+            workers = list(self._workers.values())
+            self._workers.clear()
+        for worker in workers:
+            worker.stop()
+        deadline = time.monotonic() + seconds
+        return [item.name for item in workers if not item.join(deadline - time.monotonic())]
+
+    def _wake_waiting(self, acted: str) -> None:
+        """Something was done in one pool; others may have waited for just that."""
+        with self._lock:
+            for name, worker in self._workers.items():
+                if name != acted and worker.retrying:
+                    worker.wake()
