@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -27,7 +28,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 
-from backends import errors, sizes
+from backends import errors, names, sizes
 
 
 class Form(enum.Enum):
@@ -161,7 +162,7 @@ _MODE = re.compile(r"^0?[0-7]{3,4}$")
 
 
 def _parse_mode(value: object) -> int:
-    if isinstance(value, str) and _MODE.match(value):
+    if isinstance(value, str) and _MODE.fullmatch(value):
         return int(value, 8)
     if isinstance(value, int) and not isinstance(value, bool):
         raise ValueError('write the mode in quotes, like "0640": without them YAML changes it')
@@ -171,6 +172,8 @@ def _parse_mode(value: object) -> int:
 def _parse_size(value: object) -> int:
     if not isinstance(value, str | int):
         raise ValueError(f"{value!r} is not a size; write it like 20Gi")
+    if isinstance(value, str) and value != value.strip():
+        raise ValueError(f"{value!r} is not a size; write it without spaces, like 20Gi")
     try:
         return sizes.parse_quantity(value)
     except errors.InvalidManifest as error:
@@ -182,7 +185,18 @@ Quantity = Annotated[
     BeforeValidator(_parse_size),
     PlainSerializer(sizes.format_quantity, return_type=str, when_used="json"),
     WithJsonSchema(
-        {"x-kubernetes-int-or-string": True, "pattern": sizes.QUANTITY_PATTERN, "maxLength": 64}
+        {
+            "x-kubernetes-int-or-string": True,
+            "pattern": sizes.QUANTITY_PATTERN,
+            "maxLength": 64,
+            "x-kubernetes-validations": [
+                {
+                    "rule": "type(self) == int ? self >= 0 : "
+                    f"quantity(self).compareTo(quantity('{sizes.MAX_SIZE}')) < 0",
+                    "message": "a size is not negative and smaller than 8Ei",
+                }
+            ],
+        }
     ),
 ]
 """A size: bytes inside, a Kubernetes quantity outside."""
@@ -205,7 +219,33 @@ def mode(bits: int) -> int:
     return _Mode(bits)
 
 
-Name = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^/\x00-\x1f\x7f]+$")]
+def _check_name(name: str) -> str:
+    try:
+        return names.check_name(name, what="name")
+    except errors.InvalidSpec as error:
+        raise ValueError(str(error)) from None
+
+
+Name = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=names.MAX_NAME_BYTES,
+        pattern=r"^[^/\x00-\x1f\x7f-\x9f]+$",
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "!(self in ['.', '..']) && !self.startsWith('-') "
+                    f"&& !self.startsWith('{names.RESERVED_PREFIX}') "
+                    f"&& size(bytes(self)) <= {names.MAX_NAME_BYTES}",
+                    "message": "a name is no path such as '.', does not start with '-' or "
+                    f"'{names.RESERVED_PREFIX}', and has at most {names.MAX_NAME_BYTES} bytes",
+                }
+            ]
+        },
+    ),
+    AfterValidator(_check_name),
+]
 """A name on the host: one path component."""
 
 ObjectName = Annotated[

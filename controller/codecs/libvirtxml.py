@@ -15,9 +15,9 @@ import hashlib
 import json
 import re
 import uuid as uuids
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from lxml import etree
 from pydantic import ValidationError
@@ -25,9 +25,11 @@ from pydantic import ValidationError
 from backends import errors
 from backends.base import PoolType, TargetUse
 from backends.registry import pool_spec, pool_type, pool_types
-from backends.schema import Model, ObjectName, violations
-from backends.spec import PoolStatus, StatusBase, VolumeSpec, VolumeStatus
-from controller.codecs.xmlfields import Node, Reader, shapes, write, xml_path
+from backends.schema import Model, ObjectName, Violation, violations
+from backends.spec import ImageFeatures, PoolStatus, StatusBase, VolumeSpec, VolumeStatus
+from controller.codecs.mergepatch import difference, merge
+from controller.codecs.xmlfields import Reader, shapes, write, xml_path
+from controller.codecs.xmlnodes import EXTENSION, Node, printed, short_tag
 from controller.resources import DEFAULT_NAMESPACE, Declared, Kind, Metadata, Resource, kinds
 
 MAX_BYTES = 1024 * 1024
@@ -35,13 +37,6 @@ MAX_BYTES = 1024 * 1024
 
 MAX_DEPTH = 64
 """The deepest nesting that is read; libvirt's documents have 6 levels."""
-
-NAMESPACES: Mapping[str, str] = {
-    "fs": "http://libvirt.org/schemas/storagepool/fs/1.0",
-    "rbd": "http://libvirt.org/schemas/storagepool/rbd/1.0",
-    "poolkeeper": "https://poolkeeper.dev/xml/v1alpha1",
-}
-EXTENSION = "poolkeeper:resource"
 
 COW_TYPES = ("dir", "fs")
 """Pool types that libvirt allows features/cow for (virStoragePoolDefParseFeatures)."""
@@ -51,30 +46,6 @@ SOURCE_NAME_REQUIRED = ("rbd",)
 
 UNLISTED_VOLUME_FORMATS = ("rbd",)
 """Pool types whose volume formats libvirt's capabilities leave out."""
-
-ORDER: Mapping[str, tuple[str, ...]] = {
-    "pool": (
-        "name", "uuid", "capacity", "allocation", "available", "features", "source", "target",
-        "refresh", "fs:mount_opts", "rbd:config_opts", EXTENSION,
-    ),
-    "source": (
-        "host", "device", "dir", "adapter", "name", "initiator", "format", "auth", "protocol",
-        "vendor", "product",
-    ),
-    "volume": (
-        "name", "key", "source", "capacity", "allocation", "physical", "target", "backingStore",
-        EXTENSION,
-    ),
-    "target": (
-        "path", "format", "permissions", "timestamps", "encryption", "compat", "clusterSize",
-        "features",
-    ),
-    "backingStore": ("path", "format", "permissions", "timestamps"),
-}  # fmt: skip
-"""The order in which libvirt writes elements; others follow as their fields are declared."""
-
-OPEN_TAGS = ("source", "target", "encryption", "poolOptions", "volOptions", "enum")
-"""Elements that libvirt writes with a start and an end tag also where they are empty."""
 
 OBSERVED_ONLY = frozenset({"physical", "capacity", "allocation", "permissions"})
 """Fields of a volume's status that libvirt writes; read, they are the spec's or nobody's."""
@@ -89,6 +60,9 @@ ERRORS: Mapping[str, type[errors.InvalidXml]] = {
 }
 """Fields whose errors libvirt does not call XML_ERROR. For ``netfs`` it is the rule on
 protocol@ver, which stands only beside some formats."""
+
+
+M = TypeVar("M", bound=Model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,9 +213,6 @@ def _type_of(pool: Document) -> str:
     return str(getattr(pool.spec, "type", "dir"))
 
 
-# Reading
-
-
 def _root(data: bytes, file: str) -> Node:
     """The document's tree. Nothing in a document makes this fetch, expand or recurse deeply."""
     if len(data) > MAX_BYTES:
@@ -276,11 +247,14 @@ def _root(data: bytes, file: str) -> Node:
     return _node(root, file)
 
 
+_NOT_BLANK = re.compile("[^ \t\r\n]")
+
+
 def _refuse_doctype(text: str, file: str) -> None:
     """Refuse a document type declaration, which XML allows only before the first element."""
     place = 0
     while True:
-        place = len(text) - len(text[place:].lstrip("\ufeff \t\r\n"))
+        place = len(text) if (found := _NOT_BLANK.search(text, place)) is None else found.start()
         for opening, closing in (("<?", "?>"), ("<!--", "-->")):
             if text.startswith(opening, place):
                 end = text.find(closing, place + len(opening))
@@ -304,21 +278,12 @@ def _node(element: Any, file: str, depth: int = 1) -> Node:
             f"The document is nested more than {MAX_DEPTH} deep.", file=file, line=line
         )
     return Node(
-        tag=_tag(element.tag),
+        tag=short_tag(element.tag),
         attributes={name: value for name, value in element.attrib.items()},
         text=(element.text or "") + "".join(child.tail or "" for child in element),
-        children=[
-            _node(child, file, depth + 1) for child in element if isinstance(child.tag, str)
-        ],
+        children=[_node(child, file, depth + 1) for child in element if isinstance(child.tag, str)],
         line=line,
     )
-
-
-def _tag(name: str) -> str:
-    for prefix, address in NAMESPACES.items():
-        if name.startswith(f"{{{address}}}"):
-            return f"{prefix}:{name.rpartition('}')[2]}"
-    return name
 
 
 def _parse_pool(root: Node, reader: Reader) -> Document:
@@ -328,16 +293,22 @@ def _parse_pool(root: Node, reader: Reader) -> Document:
         raise reader.failure("<source/name> is missing.", root.ensure("source"))
     if not name:
         raise reader.failure("<name> is missing.", root, hint="Give the pool a name.")
-    manifest = _manifest(root, reader, _outlines()["pool"], name, spec)
-    found = _document(root, reader, _outlines()["pool"], name, manifest)
-    for violation in violations(found.spec):
-        place = _place(violation.path)
-        raise ERRORS.get(".".join(map(str, place)), errors.InvalidXml)(
-            f"<{xml_path(pool_spec(), place) or 'pool'}>: {violation.message}.",
-            file=reader.file,
-            line=reader.line(place, root.line),
-        )
-    return found
+    outline = _outlines()["pool"]
+    manifest = _manifest(root, reader, outline, name, spec)
+    spec_model = _valid(outline.spec, manifest["spec"], root, reader)
+    for violation in violations(spec_model):
+        _refuse(_place(violation.path), f"{violation.message}.", outline.spec, root, reader)
+    metadata = _valid(_Metadata, manifest["metadata"], root, reader)
+    return Document(
+        kind=outline.kind,
+        name=name,
+        spec=spec_model,
+        status=PoolStatus(),
+        resource_name=metadata.name,
+        namespace=metadata.namespace,
+        labels=metadata.labels,
+        annotations=metadata.annotations,
+    )
 
 
 def _pool_type(root: Node, reader: Reader) -> PoolType:
@@ -405,18 +376,31 @@ def _parse_volume(root: Node, reader: Reader, of: PoolType, pool_name: str) -> D
     outline = _outlines()["volume"]
     manifest = _manifest(root, reader, outline, name, spec)
     manifest["spec"].setdefault("poolRef", {"name": pool_name})
-    found = _document(root, reader, outline, name, manifest, pool_type=of.name)
-    for member in ("encryption", "backing_store"):
-        part = getattr(found.spec, member)
-        for violation in violations(part) if part is not None else ():
-            shape = next(item for item in shapes(VolumeSpec) if item.name == member)
-            place = (shape.alias, *_place(violation.path))
-            raise errors.InvalidXml(
-                f"<{xml_path(VolumeSpec, place)}>: {violation.message}.",
-                file=reader.file,
-                line=reader.line(place, root.line),
-            )
-    return found
+    spec_model = _valid(VolumeSpec, manifest["spec"], root, reader)
+    for violation in _violations_in_members(spec_model):
+        _refuse(_place(violation.path), f"{violation.message}.", VolumeSpec, root, reader)
+    metadata = _valid(_Metadata, manifest["metadata"], root, reader)
+    seen = reader.read(VolumeStatus, root, left_out=OBSERVED_ONLY)
+    return Document(
+        kind=outline.kind,
+        name=name,
+        spec=spec_model,
+        status=_valid(VolumeStatus, seen, root, reader),
+        resource_name=metadata.name,
+        namespace=metadata.namespace,
+        labels=metadata.labels,
+        annotations=metadata.annotations,
+        pool_type=of.name,
+    )
+
+
+def _violations_in_members(spec: VolumeSpec) -> Iterator[Violation]:
+    """The rules on a volume itself are libvirt's backends' and not its parser's: raw with a
+    backingStore, say, is what libvirt itself writes of some volumes."""
+    for shape in shapes(VolumeSpec):
+        member = getattr(spec, shape.name)
+        if isinstance(member, Model):
+            yield from violations(member, path=f"spec.{shape.alias}")
 
 
 def _read_volume(root: Node, reader: Reader, of: PoolType) -> tuple[str, dict[str, Any]]:
@@ -426,8 +410,18 @@ def _read_volume(root: Node, reader: Reader, of: PoolType) -> tuple[str, dict[st
     encryption = root.first("target/encryption")
     if encryption is not None and not encryption.attributes.get("format"):
         raise reader.failure("<target/encryption/@format> is missing.", encryption)
+    _check_features(root, reader)
+    spec = reader.read(VolumeSpec, root)
+    if root.first("target/features") is not None:
+        spec.setdefault("compat", "1.1")
+    if "backingStore" in spec:
+        spec["backingStore"].setdefault("format", of.default_volume_format or "raw")
+    return spec.pop("volumeName", ""), spec
+
+
+def _check_features(root: Node, reader: Reader) -> None:
+    known = [item.marker.path for item in shapes(ImageFeatures)]
     features = root.first("target/features")
-    known = [item.marker.path for item in shapes(_image_features())]
     for feature in features.children if features else ():
         if feature.tag not in known:
             raise reader.failure(
@@ -436,19 +430,6 @@ def _read_volume(root: Node, reader: Reader, of: PoolType) -> tuple[str, dict[st
                 hint=f"Use {' or '.join(known)}.",
                 error=errors.UnsupportedConfiguration,
             )
-    spec = reader.read(VolumeSpec, root)
-    if features is not None:
-        spec.setdefault("compat", "1.1")
-    if "backingStore" in spec:
-        spec["backingStore"].setdefault("format", of.default_volume_format or "raw")
-    return spec.pop("volumeName", ""), spec
-
-
-def _image_features() -> type[Model]:
-    member = next(item.member for item in shapes(VolumeSpec) if item.name == "features")
-    if member is None:
-        raise TypeError("the features of a volume are not a model")
-    return member
 
 
 def _volume_formats(of: PoolType) -> tuple[str, ...]:
@@ -508,45 +489,29 @@ def _travelled(root: Node, reader: Reader) -> dict[str, Any]:
     return patch
 
 
-def _document(
-    root: Node,
-    reader: Reader,
-    outline: _Outline,
-    name: str,
-    manifest: dict[str, Any],
-    pool_type: str = "dir",
-) -> Document:
-    metadata = _valid(_Metadata, manifest["metadata"], root, reader)
-    spec = _valid(outline.spec, manifest["spec"], root, reader)
-    status: StatusBase = PoolStatus()
-    if outline.kind == "StorageVolume":
-        seen = reader.read(VolumeStatus, root, left_out=OBSERVED_ONLY)
-        status = _valid(VolumeStatus, seen, root, reader)
-    return Document(
-        kind=outline.kind,
-        name=name,
-        spec=spec,
-        status=status,
-        resource_name=metadata.name,
-        namespace=metadata.namespace,
-        labels=metadata.labels,
-        annotations=metadata.annotations,
-        pool_type=pool_type,
-    )
-
-
-def _valid[M: Model](model: type[M], values: Any, root: Node, reader: Reader) -> M:
+def _valid(model: type[M], values: Any, root: Node, reader: Reader) -> M:
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, by_alias=True, by_name=False)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-    place = first["loc"]
-    path = xml_path(model, place) or f"{EXTENSION}: {'.'.join(map(str, place))}"
-    missing = first["type"] == "missing"
+    said = "it is missing" if first["type"] == "missing" else first["msg"]
+    said = said.removeprefix("Value error, ").rstrip(".")
+    return _refuse(first["loc"], f"{said}.", model, root, reader)
+
+
+def _refuse(
+    place: tuple[str | int, ...], message: str, model: type[Model], root: Node, reader: Reader
+) -> NoReturn:
+    """Raise the error for a field of a manifest, in the words of the document."""
+    path = xml_path(model, place)
+    named = path or ".".join(str(part) for part in place) or root.tag
+    line = reader.line(place)
+    while not line and path:
+        path = path.rpartition("/")[0]
+        above = root.first(path) if path and "@" not in path else None
+        line = above.line if above else 0
     raise ERRORS.get(".".join(str(part) for part in place), errors.InvalidXml)(
-        f"<{path}> is missing." if missing else f"<{path}>: {first['msg']}.",
-        file=reader.file,
-        line=reader.line(place, root.line),
+        f"<{named}>: {message}", file=reader.file, line=line or root.line
     )
 
 
@@ -554,9 +519,6 @@ def _place(path: str) -> tuple[str | int, ...]:
     """``spec.iscsi.hosts[0].name`` as the parts below spec."""
     parts = re.findall(r"[^.\[\]]+", path.removeprefix("spec"))
     return tuple(int(part) if part.isdecimal() else part for part in parts)
-
-
-# Writing
 
 
 def format(document: Document, *, extension: bool = False, uuid: str = "") -> str:
@@ -574,11 +536,7 @@ def format(document: Document, *, extension: bool = False, uuid: str = "") -> st
         if patch:
             text = json.dumps(patch, ensure_ascii=True, sort_keys=True)
             root.children.append(Node(EXTENSION, text=text))
-    _sort(root)
-    for prefix, address in NAMESPACES.items():
-        if any(node.tag.startswith(f"{prefix}:") for node in root.walk()):
-            root.attributes[f"xmlns:{prefix}"] = address
-    return "".join(_lines(root, ""))
+    return printed(root)
 
 
 def capabilities(supported: set[str]) -> str:
@@ -598,7 +556,7 @@ def capabilities(supported: set[str]) -> str:
         ]  # fmt: skip
         pool.children = [node for node in pool.children if node.children]
         root.children.append(pool)
-    return "".join(_lines(root, "", open_tags=(*OPEN_TAGS, "pool")))
+    return printed(root)
 
 
 def _options(tag: str, name: str, default: str | None, values: tuple[str, ...]) -> Node:
@@ -630,8 +588,8 @@ def _write_pool(document: Document, uuid: str) -> tuple[Node, dict[str, Any]]:
     if of.target is TargetUse.DERIVED:
         path = of.target_template.format(source=root.value("source/name"))
         root.ensure("target/path").text = path
-    name, spec = _read_pool(root, Reader(), of)
-    return root, _plain(_outlines()["pool"], _base(_outlines()["pool"], name, spec))
+    host_name, spec = _read_pool(root, Reader(), of)
+    return root, _plain(_outlines()["pool"], _base(_outlines()["pool"], host_name, spec))
 
 
 def _write_volume(document: Document, uuid: str) -> tuple[Node, dict[str, Any]]:
@@ -689,7 +647,8 @@ def _plain(outline: _Outline, manifest: dict[str, Any]) -> dict[str, Any]:
     spec = dict(manifest["spec"])
     stand_in = {"poolRef": {"name": "x"}} if outline.spec is VolumeSpec else {}
     try:
-        spec = _dump(outline.spec.model_validate({**spec, **stand_in}))
+        whole = {**spec, **stand_in}
+        spec = _dump(outline.spec.model_validate(whole, by_alias=True, by_name=False))
     except ValidationError:
         return manifest
     for key in stand_in:
@@ -699,62 +658,3 @@ def _plain(outline: _Outline, manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _dump(spec: Model) -> dict[str, Any]:
     return spec.model_dump(by_alias=True, exclude_none=True, exclude_defaults=True, mode="json")
-
-
-def difference(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The merge patch (RFC 7386) that makes ``new`` of ``old``; neither holds None."""
-    patch: dict[str, Any] = {key: None for key in old if key not in new}
-    for key, value in new.items():
-        former = old.get(key)
-        if isinstance(value, dict) and isinstance(former, dict):
-            below = difference(former, value)
-            if below:
-                patch[key] = below
-        elif former != value:
-            patch[key] = value
-    return patch
-
-
-def merge(target: Any, patch: Any) -> Any:
-    """``target`` with a merge patch applied (RFC 7386); the arguments are left as they are."""
-    if not isinstance(patch, dict):
-        return patch
-    merged = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = merge(merged.get(key), value)
-    return merged
-
-
-def _sort(node: Node) -> None:
-    order = ORDER.get(node.tag, ())
-    rank = {tag: place for place, tag in enumerate(order)}
-    node.children.sort(key=lambda child: rank.get(child.tag, len(order)))
-    for child in node.children:
-        _sort(child)
-
-
-def _lines(node: Node, indent: str, open_tags: tuple[str, ...] = OPEN_TAGS) -> list[str]:
-    attributes = "".join(
-        f" {name}='{_escaped(value, in_attribute=True)}'" for name, value in node.attributes.items()
-    )
-    start = f"{indent}<{node.tag}{attributes}"
-    if node.children or node.tag in open_tags:
-        below = [line for c in node.children for line in _lines(c, indent + "  ", open_tags)]
-        return [f"{start}>\n", *below, f"{indent}</{node.tag}>\n"]
-    if not node.text:
-        return [f"{start}/>\n"]
-    text = _escaped(node.text, quotes=node.tag != EXTENSION)
-    return [f"{start}>{text}</{node.tag}>\n"]
-
-
-def _escaped(text: str, *, quotes: bool = True, in_attribute: bool = False) -> str:
-    """Text as libvirt escapes it, and blanks that an XML reader would change by number."""
-    table = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"}
-    if quotes or in_attribute:
-        table |= {'"': "&quot;", "'": "&apos;"}
-    if in_attribute:
-        table |= {"\n": "&#10;", "\t": "&#9;"}
-    return text.translate(str.maketrans(table))

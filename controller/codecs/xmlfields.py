@@ -1,7 +1,7 @@
 """Models to elements and back, by the ``Xml`` markers on their fields alone.
 
-Elements are plain ``Node`` trees: no XML library is needed to build, read or print one. Values
-read are in the form of a manifest (camelCase names, quantities, quoted modes), not validated.
+Values read are in the form of a manifest (camelCase names, quantities, quoted modes), not
+validated.
 
 The tables below hold what libvirt does with single fields and no marker can say.
 """
@@ -20,6 +20,7 @@ from backends import errors, sizes
 from backends.schema import Form, Model, Uuid, Xml, xml_of
 from backends.scsi import Adapter, PciAddress
 from backends.spec import BackingStore, Encryption, Host, ImageFeatures, SecretRef
+from controller.codecs.xmlnodes import Node, split
 
 ONLY_WHEN: Mapping[tuple[type[Model], str], tuple[str, str]] = {
     (Encryption, "cipher"): ("format", "luks"),
@@ -56,75 +57,13 @@ NEEDED_BY_VALUE: Mapping[type[Model], tuple[str, ...]] = {
 }
 """Elements that are written only with at least one of these; nothing else names the thing."""
 
-KEPT_EMPTY = (ImageFeatures, SecretRef)
+KEPT_EMPTY = (ImageFeatures, SecretRef, PciAddress)
 """Members whose element means something, or is an error, without any content."""
 
 ONE_ONLY = ("source/device",)
 """Elements of which libvirt keeps many and some pool types' models hold one."""
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
-
-@dataclass(slots=True)
-class Node:
-    """An element. Tags of known namespaces have their prefix: ``fs:option``.
-
-    :param line: line in the file it was read from; 0 for one that was made.
-    """
-
-    tag: str
-    attributes: dict[str, str] = field(default_factory=dict)
-    text: str = ""
-    children: list[Node] = field(default_factory=list)
-    line: int = 0
-
-    def all(self, path: str) -> list[Node]:
-        """The elements at a path of tags, below the first one at each step but the last."""
-        *steps, last = path.split("/")
-        above = self.first("/".join(steps)) if steps else self
-        return [child for child in above.children if child.tag == last] if above else []
-
-    def first(self, path: str) -> Node | None:
-        """The first element at a path of tags."""
-        return next(iter(self.all(path)), None)
-
-    def value(self, path: str) -> str:
-        """Text or attribute (``source/format/@type``) at a path; empty where there is none."""
-        tags, attribute = split(path)
-        node = self.first(tags) if tags else self
-        if node is None:
-            return ""
-        return node.attributes.get(attribute, "") if attribute else node.text
-
-    def ensure(self, path: str) -> Node:
-        """The first element at a path, made where it is not there."""
-        node = self
-        for tag in path.split("/") if path else ():
-            below = node.first(tag)
-            if below is None:
-                below = Node(tag)
-                node.children.append(below)
-            node = below
-        return node
-
-    def remove(self, path: str) -> None:
-        """Remove the elements at a path."""
-        *steps, last = path.split("/")
-        above = self.first("/".join(steps)) if steps else self
-        if above is not None:
-            above.children = [child for child in above.children if child.tag != last]
-
-    def walk(self) -> Iterator[Node]:
-        """The element and all below it."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
-
-
-def split(path: str) -> tuple[str, str]:
-    """A marker's path as tags and attribute; either may be empty."""
-    tags, _, last = path.rpartition("/")
-    return (tags, last[1:]) if last.startswith("@") else (path, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,12 +254,14 @@ class Reader:
     file: str = ""
     places: dict[tuple[str | int, ...], int] = field(default_factory=dict)
 
-    def line(self, place: tuple[str | int, ...], fallback: int) -> int:
-        """The line of a field, or of the nearest thing around it that was read."""
-        for length in range(len(place), 0, -1):
-            if place[:length] in self.places:
-                return self.places[place[:length]]
-        return fallback
+    def line(self, place: tuple[str | int, ...]) -> int:
+        """The line of a field, of what is in it, or of what is around it; 0 where none was read."""
+        if place in self.places:
+            return self.places[place]
+        inside = [line for key, line in self.places.items() if key[: len(place)] == place]
+        if inside and place:
+            return min(inside)
+        return self.line(place[:-1]) if place else 0
 
     def read(
         self,

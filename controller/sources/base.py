@@ -21,7 +21,8 @@ class Snapshot:
     :param complete: whether ``declared`` is known to be everything. Only then may a resource that
         is missing from it be pruned.
     :param reason: why the snapshot is not complete; empty where it is.
-    :param revision: a commit id, or a digest of the files; equal snapshots have equal ones.
+    :param revision: a commit id where there is one, else the digest.
+    :param digest: of all that was read; equal for equal files.
     """
 
     origin: str
@@ -30,15 +31,16 @@ class Snapshot:
     complete: bool = True
     reason: str = ""
     revision: str = ""
+    digest: str = ""
 
     def says_the_same(self, other: Snapshot | None) -> bool:
         """Whether there is nothing in this one that the other has not."""
         return other is not None and self._summary() == other._summary()
 
     def _summary(self) -> tuple[object, ...]:
-        # Errors compare by identity, and a revision stands for all that is declared.
+        # Errors compare by identity, and the digest stands for all that is declared.
         problems = tuple(str(problem) for problem in self.problems)
-        return self.origin, self.revision, self.complete, self.reason, problems
+        return self.origin, self.revision, self.digest, self.complete, self.reason, problems
 
 
 class Source(Protocol):

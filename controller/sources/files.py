@@ -12,14 +12,13 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from backends import errors
-from backends.spec import ResourceRef
 from controller.codecs import libvirtxml, manifests
-from controller.resources import Declared, Key
+from controller.resources import AnyResource, Declared, Key
 from controller.sources.base import Snapshot
 
 STANDARD_INPUT = "-"
@@ -28,23 +27,20 @@ MAX_MANIFEST = 16 * 2**20
 """The largest manifest, in bytes."""
 
 
-class Loaded(Protocol):
-    """What a reader makes of a file."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a reader makes of the bytes of a file.
 
-    @property
-    def declared(self) -> Sequence[Declared]: ...
+    :param volume: the file itself where it is libvirt's XML of a volume, which can't be read
+        without its pool: the pool's type gives the formats.
+    """
 
-    @property
-    def problems(self) -> Sequence[errors.InvalidManifest]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _One:
-    declared: Sequence[Declared]
-    problems: Sequence[errors.InvalidManifest] = ()
+    declared: tuple[Declared, ...] = ()
+    problems: tuple[errors.InvalidManifest, ...] = ()
+    volume: bytes = b""
 
 
-def _read_yaml(data: bytes, file: str) -> Loaded:
+def _read_yaml(data: bytes, file: str) -> Reading:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -55,15 +51,22 @@ def _read_yaml(data: bytes, file: str) -> Loaded:
             file=file,
             line=line,
         ) from None
-    return manifests.load(text, file=file)
+    loaded = manifests.load(text, file=file)
+    return Reading(declared=tuple(loaded.declared), problems=tuple(loaded.problems))
 
 
-def _read_xml(data: bytes, file: str) -> Loaded:
-    document = libvirtxml.parse(data, file=file)
-    return _One((libvirtxml.declared(document, file=file, line=1),))
+def _read_xml(data: bytes, file: str) -> Reading:
+    try:
+        document = libvirtxml.parse(data, file=file)
+    except errors.UnsupportedConfiguration:
+        # It may be a format that the volume's pool has and others have not.
+        return Reading(volume=data)
+    if document.kind == "StorageVolume":
+        return Reading(volume=data)
+    return Reading(declared=(libvirtxml.declared(document, file=file, line=1),))
 
 
-READERS: dict[str, Callable[[bytes, str], Loaded]] = {
+READERS: dict[str, Callable[[bytes, str], Reading]] = {
     ".yaml": _read_yaml,
     ".yml": _read_yaml,
     ".json": _read_yaml,
@@ -72,6 +75,7 @@ READERS: dict[str, Callable[[bytes, str], Loaded]] = {
 """How a file is read, by the end of its name in lower case. Each takes bytes and the file's name,
 and may raise ``errors.InvalidManifest``."""
 
+_LEADS_OUT = "the link leads out of the source"
 _NOT_OURS = frozenset({"kustomization.yaml", "kustomization.yml"})
 
 
@@ -80,16 +84,17 @@ class Contents:
     """What one file holds.
 
     :param folder: where it stands; None for standard input.
-    :param xml: whether it is libvirt's XML, where a volume does not say which pool it is in.
     :param digest: of its bytes, in hexadecimal.
     """
 
     file: str
     folder: Path | None
-    declared: tuple[Declared, ...] = ()
-    problems: tuple[errors.InvalidManifest, ...] = ()
-    xml: bool = False
+    reading: Reading
     digest: str = ""
+
+    @property
+    def broken(self) -> bool:
+        return bool(self.reading.problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +108,17 @@ class Listing:
     problems: tuple[errors.InvalidManifest, ...]
 
 
-def read_paths(paths: Sequence[str], *, pool: str = "", origin: str = "command line") -> Snapshot:
+def read_paths(
+    paths: Sequence[str],
+    *,
+    pool: Declared | AnyResource | None = None,
+    known: Iterable[AnyResource] = (),
+    origin: str = "command line",
+) -> Snapshot:
     """Read files and folders as a command line names them; ``-`` is standard input.
 
     :param pool: the pool of XML volumes that nothing else places.
+    :param known: further pools that the folder of a volume may be named after.
     """
     read: dict[str, Contents] = {}
     problems: list[errors.InvalidManifest] = []
@@ -117,8 +129,9 @@ def read_paths(paths: Sequence[str], *, pool: str = "", origin: str = "command l
         listing = _named(Path(path))
         problems += listing.problems
         for file in listing.files:
-            read.setdefault(os.path.realpath(file), read_file(file))
-    return assemble(origin, read.values(), pool=pool, problems=problems)
+            real = os.path.realpath(file)
+            read[real] = read.get(real) or read_file(file)
+    return assemble(origin, read.values(), pool=pool, known=known, problems=problems)
 
 
 def _named(path: Path) -> Listing:
@@ -126,7 +139,8 @@ def _named(path: Path) -> Listing:
         listing = list_folder(path)
         if listing.files or listing.problems:
             return listing
-        return Listing(files=(), problems=(_problem(path, "there is no manifest in the folder"),))
+        empty = _problem(path, "there is no manifest in it", subject="folder")
+        return Listing(files=(), problems=(empty,))
     if path.suffix.lower() in READERS:
         return Listing(files=(path,), problems=())
     return Listing(files=(), problems=(_unnamed(path),))
@@ -141,41 +155,53 @@ def _unnamed(path: Path) -> errors.InvalidManifest:
 
 
 def list_folder(folder: Path, *, within: Path | None = None) -> Listing:
-    """The manifests below a folder, by name.
+    """The manifests below a folder, by name; each once, however many links lead to it.
 
     :param within: links that lead out of this folder are problems.
     """
-    files: list[Path] = []
-    problems: list[errors.InvalidManifest] = []
-    seen: set[tuple[int, int]] = set()
+    walk = _Walk(within=None if within is None else within.resolve())
+    if walk.leads_out(folder):
+        walk.problems.append(_problem(folder, _LEADS_OUT, subject="folder"))
+    else:
+        walk.enter(folder)
+    return Listing(files=tuple(walk.files.values()), problems=tuple(walk.problems))
 
-    def walk(place: Path) -> None:
-        try:
-            status = place.stat()
-            names = sorted(os.listdir(place))
-        except OSError as error:
-            problems.append(_problem(place, error.strerror or str(error)))
-            return
+
+@dataclass(slots=True)
+class _Walk:
+    within: Path | None
+    files: dict[str, Path] = field(default_factory=dict)
+    problems: list[errors.InvalidManifest] = field(default_factory=list)
+    entered: set[str] = field(default_factory=set)
+
+    def enter(self, folder: Path) -> None:
         # A link to a folder above would lead round in circles.
-        if (status.st_dev, status.st_ino) in seen:
+        real = os.path.realpath(folder)
+        if real in self.entered:
             return
-        seen.add((status.st_dev, status.st_ino))
+        self.entered.add(real)
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError as error:
+            self.problems.append(_problem(folder, _why(error), subject="folder"))
+            return
         for name in names:
-            path = place / name
-            if name.startswith(".") or name in _NOT_OURS:
-                continue
-            folder_here = path.is_dir()
-            if not folder_here and path.suffix.lower() not in READERS:
-                continue
-            if within is not None and not path.resolve().is_relative_to(within.resolve()):
-                problems.append(_problem(path, "the link leads out of the source"))
-            elif folder_here:
-                walk(path)
-            else:
-                files.append(path)
+            if not name.startswith(".") and name not in _NOT_OURS:
+                self.take(folder / name)
 
-    walk(folder)
-    return Listing(files=tuple(files), problems=tuple(problems))
+    def leads_out(self, path: Path) -> bool:
+        return self.within is not None and not path.resolve().is_relative_to(self.within)
+
+    def take(self, path: Path) -> None:
+        is_folder = path.is_dir()
+        if not is_folder and path.suffix.lower() not in READERS:
+            return
+        if self.leads_out(path):
+            self.problems.append(_problem(path, _LEADS_OUT))
+        elif is_folder:
+            self.enter(path)
+        else:
+            self.files.setdefault(os.path.realpath(path), path)
 
 
 def read_file(path: Path, *, shown: str = "") -> Contents:
@@ -187,11 +213,8 @@ def read_file(path: Path, *, shown: str = "") -> Contents:
     try:
         data = _read(path)
     except OSError as error:
-        return Contents(
-            file=file,
-            folder=path.parent,
-            problems=(_problem(file, error.strerror or str(error)),),
-        )
+        unread = Reading(problems=(_problem(file, _why(error)),))
+        return Contents(file=file, folder=path.parent, reading=unread)
     return _contents(data, path.suffix.lower(), file=file, folder=path.parent)
 
 
@@ -211,18 +234,14 @@ def _read(path: Path) -> bytes:
 
 
 def _contents(data: bytes, suffix: str, *, file: str, folder: Path | None) -> Contents:
-    contents = Contents(
-        file=file, folder=folder, xml=suffix == ".xml", digest=hashlib.sha256(data).hexdigest()
-    )
-    if len(data) > MAX_MANIFEST:
-        return replace(
-            contents, problems=(_problem(file, f"it is larger than {MAX_MANIFEST} bytes"),)
-        )
     try:
-        loaded = READERS[suffix](data, file)
+        if len(data) > MAX_MANIFEST:
+            raise _problem(file, f"it is larger than {MAX_MANIFEST} bytes")
+        reading = READERS[suffix](data, file)
     except errors.InvalidManifest as error:
-        return replace(contents, problems=(error,))
-    return replace(contents, declared=tuple(loaded.declared), problems=tuple(loaded.problems))
+        reading = Reading(problems=(error,))
+    digest = hashlib.sha256(data).hexdigest()
+    return Contents(file=file, folder=folder, reading=reading, digest=digest)
 
 
 def assemble(
@@ -230,9 +249,9 @@ def assemble(
     contents: Iterable[Contents],
     *,
     former: Iterable[Contents] = (),
-    pool: str = "",
+    pool: Declared | AnyResource | None = None,
+    known: Iterable[AnyResource] = (),
     problems: Iterable[errors.InvalidManifest] = (),
-    reason: str = "",
     revision: str = "",
 ) -> Snapshot:
     """Put files together: XML volumes find their pools, and a resource may stand once only.
@@ -240,25 +259,25 @@ def assemble(
     :param former: former contents of files that can't be read now; what they declare counts
         unless it stands elsewhere.
     :param pool: the pool of XML volumes that nothing else places.
-    :param reason: why the snapshot is not complete, if that is known already.
+    :param known: further pools that the folder of a volume may be named after.
     :param revision: a digest of the contents if left out.
     """
     current, kept = tuple(contents), tuple(former)
-    found = _Assembly(pools=_Pools((*current, *kept), pool))
-    found.problems += problems
+    found = _Assembly(pools=_Pools((*current, *kept), known, pool), problems=list(problems))
     for item in current:
-        found.problems += item.problems
         found.add(item)
     for item in kept:
         found.add(item, weak=True)
-    reason = reason or _incomplete(found)
+    reason = _incomplete(found)
+    digest = _digest((*current, *kept))
     return Snapshot(
         origin=origin,
         declared=tuple(found.declared.values()),
         problems=tuple(found.problems),
         complete=not reason,
         reason=reason,
-        revision=revision or _digest((*current, *kept)),
+        revision=revision or digest,
+        digest=digest,
     )
 
 
@@ -272,69 +291,84 @@ def _incomplete(found: _Assembly) -> str:
 @dataclass(slots=True)
 class _Assembly:
     pools: _Pools
+    problems: list[errors.InvalidManifest]
     declared: dict[Key, Declared] = field(default_factory=dict)
-    problems: list[errors.InvalidManifest] = field(default_factory=list)
 
     def add(self, contents: Contents, *, weak: bool = False) -> None:
         """Take what a file declares; weakly: only what nothing else declares, without a word."""
-        for item in contents.declared:
-            try:
-                placed = self.pools.place(item, contents)
-            except errors.InvalidManifest as error:
-                self.problems += [] if weak else [error]
-                continue
-            first = self.declared.setdefault(placed.key, placed)
-            if first is not placed and not weak:
-                self.problems.append(_duplicate(placed, first))
+        problems = list(contents.reading.problems)
+        for item in (*contents.reading.declared, *self._volume(contents, problems)):
+            first = self.declared.setdefault(item.key, item)
+            if first is not item:
+                problems.append(_duplicate(item, first))
+        self.problems += [] if weak else problems
+
+    def _volume(
+        self, contents: Contents, problems: list[errors.InvalidManifest]
+    ) -> tuple[Declared, ...]:
+        if not contents.reading.volume:
+            return ()
+        try:
+            return (self.pools.volume(contents),)
+        except errors.InvalidManifest as error:
+            problems.append(error)
+            return ()
 
 
-@dataclass(slots=True, init=False)
 class _Pools:
-    """The pools that files declare, to find the one that an XML volume belongs to."""
+    """The pools that are declared, to find the one that an XML volume belongs to."""
 
-    by_folder: dict[Path | None, set[str]]
-    by_name: dict[str, str]
-    otherwise: str
-
-    def __init__(self, contents: Iterable[Contents], otherwise: str) -> None:
-        self.by_folder, self.by_name, self.otherwise = {}, {}, otherwise
+    def __init__(
+        self,
+        contents: Iterable[Contents],
+        known: Iterable[AnyResource],
+        otherwise: Declared | AnyResource | None,
+    ) -> None:
+        self._by_folder: dict[Path | None, list[Declared]] = {}
+        self._by_name: dict[str, Declared | AnyResource] = {}
+        self._otherwise = otherwise
         for item in contents:
-            for declared in item.declared:
+            for declared in item.reading.declared:
                 if declared.kind.name == "StoragePool":
-                    self._know(declared, item.folder)
+                    self._by_folder.setdefault(item.folder, []).append(declared)
+                    self._know(declared)
+        for pool in known:
+            self._know(pool)
 
-    def _know(self, declared: Declared, folder: Path | None) -> None:
-        spec: Any = declared.spec
-        name = declared.metadata.name
-        self.by_folder.setdefault(folder, set()).add(name)
-        self.by_name[name] = name
-        if spec.pool_name:
-            self.by_name.setdefault(spec.pool_name, name)
+    def _know(self, pool: Declared | AnyResource) -> None:
+        spec: Any = pool.spec
+        for name in (pool.metadata.name, spec.pool_name):
+            if name:
+                self._by_name.setdefault(name, pool)
 
-    def place(self, declared: Declared, contents: Contents) -> Declared:
-        """A volume from XML in its pool; anything else as it is.
+    def volume(self, contents: Contents) -> Declared:
+        """Read the XML of a volume, which says neither its pool nor the pool's type.
 
-        The pool is the one that the folder is named after, else the only one in the folder.
+        :raises errors.InvalidManifest: it can't be read, or nothing tells its pool.
         """
-        if not contents.xml or declared.kind.name != "StorageVolume":
-            return declared
-        name = self._pool_of(contents.folder)
-        if name is None:
+        pool = self._of(contents.folder)
+        document = libvirtxml.parse(
+            contents.reading.volume,
+            file=contents.file,
+            pool=None if pool is None else libvirtxml.document(pool),
+        )
+        declared = libvirtxml.declared(document, file=contents.file, line=1)
+        if pool is None:
             raise errors.InvalidXml(
                 f"Nothing tells which pool {declared.key} is in.",
                 hint="Put the file into a folder named after its pool, or beside the file of one "
                 "pool.",
-                file=declared.file,
-                line=declared.line,
+                file=contents.file,
+                line=1,
             )
-        spec = declared.spec.model_copy(update={"pool_ref": ResourceRef(name=name)})
-        return replace(declared, spec=spec)
+        return declared
 
-    def _pool_of(self, folder: Path | None) -> str | None:
-        if folder is not None and folder.absolute().name in self.by_name:
-            return self.by_name[folder.absolute().name]
-        beside = self.by_folder.get(folder, set())
-        return next(iter(beside)) if len(beside) == 1 else self.otherwise or None
+    def _of(self, folder: Path | None) -> Declared | AnyResource | None:
+        """The pool that the folder is named after, else the only one in the folder."""
+        if folder is not None and folder.absolute().name in self._by_name:
+            return self._by_name[folder.absolute().name]
+        beside = {item.metadata.name: item for item in self._by_folder.get(folder, [])}
+        return next(iter(beside.values())) if len(beside) == 1 else self._otherwise
 
 
 def _digest(contents: Iterable[Contents]) -> str:
@@ -354,7 +388,12 @@ def _duplicate(later: Declared, first: Declared) -> errors.InvalidManifest:
     )
 
 
-def _problem(path: Path | str, what: str, *, hint: str = "") -> errors.InvalidManifest:
-    return errors.InvalidManifest(
-        f"The manifest can't be read: {what[:1].lower()}{what[1:]}.", hint=hint, file=str(path)
-    )
+def _problem(
+    path: Path | str, why: str, *, hint: str = "", subject: str = "manifest"
+) -> errors.InvalidManifest:
+    return errors.InvalidManifest(f"The {subject} can't be read: {why}.", hint=hint, file=str(path))
+
+
+def _why(error: OSError) -> str:
+    said = error.strerror or str(error)
+    return said[:1].lower() + said[1:]

@@ -424,6 +424,17 @@ def test_threads_share_staging_and_the_last_one_removes_it(
     assert not files._stages
 
 
+def test_one_that_leaves_staging_does_not_take_it_from_another(
+    directory: files.Directory, pool: pathlib.Path
+) -> None:
+    with files.staging(directory) as staged:
+        with files.Directory.open(pool) as own, files.staging(own):
+            pass
+        write_new(staged, "temp")
+        directory.publish(staged, "temp", "disk")
+    assert directory.names() == ["disk"]
+
+
 OTHER_PROCESS = """
 import sys
 from backends import errors

@@ -140,6 +140,30 @@ def test_a_partly_written_or_foreign_mark_is_none(
     assert read(store, pool / "disk") == MARK
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_mark_whose_writing_was_cut_short_is_none(
+    store: marks.MarkStore, pool: pathlib.Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    if not keeps_marks_with_the_data(pool / "disk"):
+        pytest.skip("the temporary directory's file system keeps no user attributes")
+    write(store, pool / "disk", MARK)
+    left = iter(range(steps))
+    really_set = os.setxattr
+
+    def set_until_cut(path: str, name: str, value: bytes) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        really_set(path, name, value)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "setxattr", set_until_cut)
+        with pytest.raises(KeyboardInterrupt):
+            write(store, pool / "disk", OTHER)
+    assert read(store, pool / "disk") is None
+    write(store, pool / "disk", OTHER)
+    assert read(store, pool / "disk") == OTHER
+
+
 @pytest.mark.parametrize("origin", ["", "created", "Stolen"])
 def test_a_mark_that_could_not_be_read_again_is_not_written(
     store: marks.MarkStore, pool: pathlib.Path, origin: str
