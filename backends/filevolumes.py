@@ -90,9 +90,13 @@ class FileVolumes(Backend):
 
     def _leftovers(self, directory: Directory) -> tuple[str, ...]:
         place = _identity(directory)
-        return tuple(
-            name for name in files.staged_leftovers(directory) if (*place, name) not in self._staged
-        )
+        if not directory.exists(files.STAGING_NAME):
+            return ()
+        staged = files.staged_leftovers(directory)
+        busy = [name for name in staged if (*place, name) in self._staged]
+        if not staged and not any(entry[:2] == place for entry in self._staged):
+            return (files.STAGING_NAME,)
+        return tuple(name for name in staged if name not in busy)
 
     @contextmanager
     def _staged_name(self, directory: Directory, volume: Volume) -> Iterator[str]:
@@ -326,7 +330,7 @@ class FileVolumes(Backend):
 
     def clean(self, pool: Pool) -> None:
         with self._open(pool) as directory, files.staging(directory) as stage:
-            for name in self._leftovers(directory):
+            for name in set(self._leftovers(directory)) - {files.STAGING_NAME}:
                 _discard(stage, name)
 
     def adopt(self, pool: Pool) -> None:

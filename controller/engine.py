@@ -21,6 +21,7 @@ from backends.base import (
     Presence,
     Verb,
     Volume,
+    VolumeFacts,
     Work,
 )
 from backends.base import Progress as ByteProgress
@@ -28,15 +29,27 @@ from backends.registry import pool_type
 from backends.schema import duration_seconds
 from backends.spec import (
     Adoption,
+    Discovery,
     PoolDeletion,
     PoolState,
     PoolStatus,
+    ResourceRef,
     StatusBase,
     VolumeDeletion,
+    VolumeSpec,
 )
 from controller import planning, summarising
 from controller.planning import Action, Plan, PoolHistory, VolumeHistory
-from controller.resources import AnyResource, Key, now
+from controller.resources import (
+    DEFAULT_NAMESPACE,
+    AnyResource,
+    Declared,
+    Key,
+    Metadata,
+    kinds,
+    now,
+    object_name,
+)
 from controller.store import EventType, ResourceStore
 from controller.worlds import World, volume_name
 
@@ -182,6 +195,7 @@ class Engine:
         if found.own is not None and found.own.resource.deleting:
             acted = self._apply_pool(found, failures) or acted
         self._summarise(found, failures)
+        self._adopt_discovered(world, found)
         return self._outcome(found, failures, acted=acted)
 
     def _keep_finalizers(self, world: World, name: str) -> None:
@@ -457,6 +471,38 @@ class Engine:
                 now=moment,
             )
             self._settle(examined, status, failures)
+
+    def _adopt_discovered(self, world: World, found: PoolExamination) -> None:
+        """Declare what nobody declared, where the pool's ``discovery`` is Adopt."""
+        own, facts = found.own, found.facts
+        if own is None or facts is None or own.resource.spec.discovery is not Discovery.ADOPT:
+            return
+        if not self._serves(found) or own.resource.spec.suspend:
+            return
+        declared = {volume_name(item) for item in world.volumes(found.name)}
+        for name in sorted(facts.volumes.keys() - declared):
+            if not facts.volumes[name].problem:
+                self._declare_discovered(world, found.name, facts.volumes[name])
+
+    def _declare_discovered(self, world: World, pool: str, facts: VolumeFacts) -> None:
+        name = object_name(facts.name)
+        key = Key("StorageVolume", DEFAULT_NAMESPACE, name)
+        if key in world.resources:
+            key = Key("StorageVolume", DEFAULT_NAMESPACE, object_name(f"{pool}/{facts.name}"))
+        spec = VolumeSpec(
+            pool_ref=ResourceRef(name=pool),
+            volume_name=facts.name,
+            format=facts.format,
+            capacity=facts.capacity,
+        )
+        declared = Declared(
+            kind=kinds()["StorageVolume"],
+            metadata=Metadata(name=key.name, namespace=key.namespace),
+            spec=spec,
+        )
+        self.store.apply(declared, source=f"discovery:{pool}")
+        message = f"Found in pool {pool!r} and nobody declared it."
+        self.store.record_event(key, "", "Normal", "Discovered", message)
 
     def _pool_status(
         self,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import re
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Generic, TypeVar
@@ -159,6 +161,24 @@ def kind_of(name: str) -> Kind:
     raise errors.InvalidManifest(
         f"There is no kind {name!r}.", hint=f"Use one of {', '.join(kinds())}."
     )
+
+
+_OBJECT_NAME = re.compile(
+    r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII
+)
+
+
+def object_name(name: str) -> str:
+    """A resource name (RFC 1123 subdomain) for a pool or volume; itself where it is one.
+
+    What had to be changed ends in a hash of the name, so that ``A`` and ``a`` stay two.
+    """
+    if len(name) <= 253 and _OBJECT_NAME.fullmatch(name):
+        return name
+    readable = re.sub("[^a-z0-9.]+", "-", name.lower())
+    readable = re.sub(r"[-.]*\.[-.]*", ".", readable).strip("-.")[:200].rstrip("-.")
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:10]
+    return f"{readable}-{digest}" if readable else f"x-{digest}"
 
 
 @dataclass(frozen=True, slots=True, order=True)

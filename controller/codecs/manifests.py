@@ -147,6 +147,8 @@ class _Reader:
                 yield from found
 
     def _resource(self, root: Mapping) -> Declared | None:
+        if not self._is_ours(root):
+            return None
         self._check_fields(root)
         kind = self._kind(root)
         if kind is None:
@@ -159,6 +161,22 @@ class _Reader:
             kind=kind, metadata=metadata, spec=spec, file=self._file, line=_first_line(root)
         )
 
+    def _is_ours(self, root: Mapping) -> bool:
+        """Whether the group is ours; what else is wrong with a foreign manifest is not ours."""
+        node = root.entries.get("apiVersion")
+        if node is None or documents.is_empty(node):
+            self.refuse(root.line, "apiVersion is missing.", f"Write apiVersion: {API_VERSION}.")
+            return True
+        ours = (_text(node) or "").partition("/")[0] == GROUP
+        if _text(node) != API_VERSION:
+            foreign = "" if ours else ", which is not Poolkeeper's"
+            self.refuse(
+                _line(root, "apiVersion"),
+                f"The apiVersion is {_shown(node)}{foreign}.",
+                f"Write apiVersion: {API_VERSION}.",
+            )
+        return ours
+
     def _check_fields(self, root: Mapping) -> None:
         known = ("apiVersion", "kind", "metadata", "spec", "status")
         for name, line in root.lines.items():
@@ -166,17 +184,6 @@ class _Reader:
                 self.refuse(
                     line, f"{_cut(name)} is not a field of a manifest.", _nearest(name, known)
                 )
-        version = root.entries.get("apiVersion")
-        if version is None or documents.is_empty(version):
-            self.refuse(root.line, "apiVersion is missing.", f"Write apiVersion: {API_VERSION}.")
-        elif _text(version) != API_VERSION:
-            given = _shown(version)
-            foreign = "" if GROUP in given else ", which is not Poolkeeper's"
-            self.refuse(
-                _line(root, "apiVersion"),
-                f"The apiVersion is {given}{foreign}.",
-                f"Write apiVersion: {API_VERSION}.",
-            )
 
     def _kind(self, root: Mapping) -> Kind | None:
         node = root.entries.get("kind")
@@ -239,7 +246,10 @@ class _Reader:
         except ValidationError as invalid:
             for problem in invalid.errors(include_url=False, include_input=False):
                 loc = tuple(part for part in problem["loc"] if part != "[key]")
-                self._report(place, _sentence(place, problem["type"], problem, loc), loc)
+                if loc != problem["loc"]:
+                    self._report(place, _key_sentence(place, problem, loc), loc)
+                else:
+                    self._report(place, _sentence(place, problem, loc), loc)
             if len(self.problems) == before:
                 self._settle(place, node)
             return None
@@ -444,8 +454,15 @@ def _pattern_of(kind: Any) -> str:
     return str(next(filter(None, found)))
 
 
-def _sentence(place: _Place, problem_type: str, problem: Any, loc: Loc) -> tuple[str, str] | None:
+def _key_sentence(place: _Place, problem: Any, loc: Loc) -> tuple[str, str]:
+    """The same for a key that may not stand in a mapping of free keys."""
+    hint = _forms().get(problem["ctx"].get("pattern"), "It is too long.")
+    return f"{place.name(loc[:-1])} can't have the key {_cut(str(loc[-1]))!r}.", hint
+
+
+def _sentence(place: _Place, problem: Any, loc: Loc) -> tuple[str, str] | None:
     """What is wrong and what to do, for people; None for what follows from another problem."""
+    problem_type = problem["type"]
     if problem_type == "extra_forbidden":
         return _unknown(place, loc)
     context = dict(problem.get("ctx", {}))
@@ -465,13 +482,15 @@ def _hint(place: _Place, problem_type: str, context: dict[str, Any], loc: Loc) -
     description = (item.description if item is not None else None) or ""
     match problem_type:
         case "missing":
-            return f"It says: {description}" if description else ""
+            return description
         case "string_type" if isinstance(node, Scalar) and node.value is not None:
             return f'Write it in quotes: "{_cut(node.text)}".'
-        case "int_type" | "int_from_float" | "bool_type" if _text(node) is not None:
-            return "Write it without quotes."
+        case "int_type" | "int_from_float" | "bool_type":
+            text = _text(node)
+            quoted = text is not None and not documents.is_plain_text(text)
+            return "Write it without quotes." if quoted else description
         case "model_type":
-            return f"Its fields are {', '.join(_names(place.model_at(loc)))}."
+            return _fields_hint(place.model_at(loc), _text(node))
         case "tuple_type":
             return "Begin each item with '- '."
         case "literal_error" | "enum":
@@ -480,6 +499,14 @@ def _hint(place: _Place, problem_type: str, context: dict[str, Any], loc: Loc) -
         case "string_pattern_mismatch":
             return _forms().get(context["pattern"], description)
     return ""
+
+
+def _fields_hint(model: type[Model] | None, text: str | None) -> str:
+    fields = model.model_fields.values() if model is not None else ()
+    required = [item.alias for item in fields if item.is_required()]
+    if text is not None and len(required) == 1:
+        return f"Write {{{required[0]}: {_cut(text)}}}."
+    return f"Its fields are {', '.join(_names(model))}." if fields else "Write {}."
 
 
 def _folded(name: str) -> str:
@@ -497,6 +524,8 @@ def _nearest(name: str, known: tuple[str, ...]) -> str:
     close = _close(name, known)
     if not known:
         return "There are no fields here."
+    if close and len(known) > 8:
+        return f"Did you mean {close}?"
     listed = f"{', '.join(known[:-1])} or {known[-1]}" if len(known) > 1 else known[0]
     return f"Did you mean {close}? It is {listed}." if close else f"It is {listed}."
 
@@ -505,29 +534,36 @@ def _unknown(place: _Place, loc: Loc) -> tuple[str, str]:
     """An unknown field: the name that was likely meant, or the place where it belongs."""
     name = str(loc[-1])
     message = f"{place.name(loc)} is not a known field."
-    known = tuple(
-        item.alias or ""
-        for item in (model.model_fields.values() if (model := place.model_at(loc[:-1])) else ())
-        if item.description
-    )
+    model = place.model_at(loc[:-1])
+    fields = model.model_fields.values() if model is not None else ()
+    foreign = _foreign_members(place)
+    named = (item.alias or "" for item in fields if item.description)
+    known = tuple(item for item in named if item not in foreign)
     same = [item for item in known if _folded(item) == _folded(name)]
-    elsewhere = [] if same else _elsewhere(place, name)
+    elsewhere = [] if same else _elsewhere(place, loc)
     if elsewhere:
         return message, f"It belongs at {' or '.join(elsewhere[:3])}."
     return message, _nearest(name, known)
 
 
-def _elsewhere(place: _Place, name: str) -> list[str]:
-    """Where a resource of this kind, and pool type, has a field of that name; nearest first."""
-    chosen = _text(_locate(place.root, ("spec", "type"))[1])
-    foreign = {item.member for item in pool_types().values() if item.name != chosen}
+def _elsewhere(place: _Place, loc: Loc) -> list[str]:
+    """Where a resource of this kind, and pool type, has a field of that name: not far below."""
+    foreign = _foreign_members(place)
     found = [
         path
-        for path in _paths(place.kind).get(_folded(name), ())
-        if path.split(".")[1] not in foreign or place.kind.name != "StoragePool"
+        for path in _paths(place.kind).get(_folded(str(loc[-1])), ())
+        if path.split(".")[1] not in foreign and path.count(".") <= len(place.base) + len(loc)
     ]
     shallow = min((path.count(".") for path in found), default=0)
     return [path for path in found if path.count(".") == shallow]
+
+
+def _foreign_members(place: _Place) -> frozenset[str]:
+    """The members of a pool's spec that belong to other types than its own."""
+    if place.kind.name != "StoragePool":
+        return frozenset()
+    chosen = _text(_locate(place.root, ("spec", "type"))[1])
+    return frozenset(item.member for item in pool_types().values() if item.name != chosen)
 
 
 @cache
