@@ -172,7 +172,7 @@ class FileVolumes(Backend):
         )
 
     def granularity(self, format: str | None) -> int:
-        return FORMATS[format].granularity if format in FORMATS else 1
+        return FORMATS[format].granularity if format is not None and format in FORMATS else 1
 
     def space_needed(self, volume: Volume) -> int:
         if volume.capacity is None or volume.format == "dir":
@@ -204,7 +204,11 @@ class FileVolumes(Backend):
             return creating.commands(_request(volume, volume.capacity or 0), path)
         if verb in (Verb.GROW_VOLUME, Verb.SHRINK_VOLUME) and volume.capacity is not None:
             return creating.resize_commands(
-                volume.format or "raw", path, volume.capacity, shrink=verb is Verb.SHRINK_VOLUME
+                volume.format or "raw",
+                path,
+                volume.capacity,
+                shrink=verb is Verb.SHRINK_VOLUME,
+                allocate=volume.spec.resize.allocate,
             )
         return ()
 

@@ -26,7 +26,7 @@ class ParentAddress(Model):
     """A SCSI host by the PCI device it belongs to; this survives renumbering."""
 
     unique_id: Annotated[int, Xml("@unique_id")] = Field(
-        ge=0, description="The host's unique_id in sysfs."
+        ge=0, le=2**32 - 1, description="The host's unique_id in sysfs."
     )
     address: Annotated[PciAddress, Xml("address")] = Field(description="The PCI device.")
 

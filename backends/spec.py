@@ -335,9 +335,13 @@ class CloneSource(Model):
 class HttpSource(Model):
     """Contents fetched over HTTP."""
 
-    url: Text = Field(pattern=r"^https?://", description="Address of the image.")
+    url: Text = Field(pattern=r"^https?://", description="Address of the image, http or https.")
     checksum: (
-        Annotated[str, Field(max_length=140, pattern=r"^(sha256|sha512):[0-9a-f]+$")] | None
+        Annotated[
+            str,
+            Field(max_length=135, pattern=r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$"),
+        ]
+        | None
     ) = Field(None, description="`sha256:HEX` or `sha512:HEX` of the bytes as fetched.")
     format: FileFormat | None = Field(None, description="Format of the image at the address.")
 
@@ -420,6 +424,17 @@ class Encryption(Model):
             cel="!has(self.ivgen) || has(self.cipher)",
             message="ivgen needs cipher",
             holds=lambda self: self.ivgen is None or self.cipher is not None,
+        ),
+        Rule(
+            cel="(!has(self.secretRef) || !has(self.secretRef.namespace)) "
+            "&& (!has(self.furtherSecretRefs) "
+            "|| self.furtherSecretRefs.all(item, !has(item.namespace)))",
+            message="the passphrase of a volume is in the volume's own namespace, so a "
+            "secretRef.namespace can't be given",
+            holds=lambda self: all(
+                item is None or item.namespace is None
+                for item in (self.secret_ref, *self.further_secret_refs)
+            ),
         ),
     )
 
@@ -768,13 +783,25 @@ class OperationSpec(Model):
             holds=lambda old, new: bool(old == new),
         ),
     )
+    rules = (
+        Rule(
+            cel="!has(self.wipe) || self.operation == 'Wipe'",
+            message="wipe is only for operation Wipe",
+            holds=lambda self: self.wipe is None or self.operation == "Wipe",
+        ),
+        Rule(
+            cel="!has(self.transfer) || self.operation != 'Wipe'",
+            message="transfer is only for operations Upload and Download",
+            holds=lambda self: self.transfer is None or self.operation != "Wipe",
+        ),
+    )
 
     volume_ref: ResourceRef = Field(description="The StorageVolume to work on.")
     operation: Literal["Wipe", "Upload", "Download"] = Field(description="What to do.")
     wipe: Wipe | None = Field(None, description="For Wipe: the patterns.")
     transfer: Transfer | None = Field(None, description="For Upload and Download: which bytes.")
     ttl_seconds_after_finished: int | None = Field(
-        None, ge=0, description="Seconds after which a finished operation is removed."
+        None, ge=0, le=2**31 - 1, description="Seconds after which a finished operation is removed."
     )
 
 

@@ -39,18 +39,12 @@ def generate() -> dict[str, str]:
 
 
 def write(directory: Path) -> tuple[Path, ...]:
-    """Write the CRDs, and a kustomization of them, into a directory; returns what was written.
+    """Write the CRDs into a directory; returns what was written.
 
     :raises OSError: where the directory can't be made or written to.
     """
     directory.mkdir(parents=True, exist_ok=True)
     files = generate()
-    listed = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": sorted(files),
-    }
-    files["kustomization.yaml"] = HEADER + manifests.dump([listed])
     for name, text in files.items():
         (directory / name).write_text(text, encoding="utf-8")
     return tuple(directory / name for name in files)
@@ -171,6 +165,8 @@ def _merged(written: Schema, definitions: Schema) -> Schema:
         merged["default"] = _without_nothing(merged["default"])
         if merged["default"] in (None, []):
             del merged["default"]
+        elif "x-kubernetes-int-or-string" in merged:
+            merged["default"] = str(merged["default"])
     return merged
 
 

@@ -116,6 +116,11 @@ class _Draft:
 
     def act(self, verb: Verb, reason: str, *, destroys: Sequence[str] = ()) -> None:
         resource = self.volume.resource if self.volume else self.pool.resource
+        try:
+            commands = self.backend.commands(verb, self.pool, self.volume)
+        except errors.StorageError as error:  # it can't be done, and that is known beforehand
+            self.refusals.append(error)
+            return
         impact = Impact.DESTRUCTIVE if destroys else _IMPACTS.get(verb, Impact.IN_PLACE)
         self.actions.append(
             Action(
@@ -124,7 +129,7 @@ class _Draft:
                 reason=reason,
                 impact=impact,
                 destroys=tuple(destroys),
-                commands=self.backend.commands(verb, self.pool, self.volume),
+                commands=commands,
             )
         )
 

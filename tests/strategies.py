@@ -85,8 +85,7 @@ def _values(schema: Object, definitions: Object) -> st.SearchStrategy[Any]:
 
 def _objects(schema: Object, definitions: Object) -> st.SearchStrategy[Object]:
     properties = {
-        name: _values(item, definitions)
-        for name, item in schema.get("properties", {}).items()
+        name: _values(item, definitions) for name, item in schema.get("properties", {}).items()
     }
     required = set(schema.get("required", ()))
     plain = st.fixed_dictionaries(
@@ -133,6 +132,8 @@ def _repair_netfs(draw: st.DrawFn, drawn: Object, properties: Properties) -> Non
 def _repair_encryption(draw: st.DrawFn, drawn: Object, properties: Properties) -> None:
     if "cipher" not in drawn:
         drawn.pop("ivgen", None)
+    for secret in (drawn.get("secretRef", {}), *drawn.get("furtherSecretRefs", ())):
+        secret.pop("namespace", None)
 
 
 def _repair_policies(drawn: Object) -> None:
@@ -164,6 +165,10 @@ def _repair_volume(draw: st.DrawFn, drawn: Object, properties: Properties) -> No
     _repair_policies(drawn)
 
 
+def _repair_operation(draw: st.DrawFn, drawn: Object, properties: Properties) -> None:
+    drawn.pop("transfer" if drawn["operation"] == "Wipe" else "wipe", None)
+
+
 _REPAIRS: dict[str, Repair] = {
     "SecretRef": _exactly_one("name", "uuid", "usage"),
     "VolumeSource": _exactly_one("clone", "http", "file", "upload"),
@@ -173,6 +178,7 @@ _REPAIRS: dict[str, Repair] = {
     "Encryption": _repair_encryption,
     "StoragePoolSpec": _repair_pool,
     "VolumeSpec": _repair_volume,
+    "OperationSpec": _repair_operation,
 }
 
 

@@ -524,8 +524,6 @@ def _nearest(name: str, known: tuple[str, ...]) -> str:
     close = _close(name, known)
     if not known:
         return "There are no fields here."
-    if close and len(known) > 8:
-        return f"Did you mean {close}?"
     listed = f"{', '.join(known[:-1])} or {known[-1]}" if len(known) > 1 else known[0]
     return f"Did you mean {close}? It is {listed}." if close else f"It is {listed}."
 
@@ -543,7 +541,8 @@ def _unknown(place: _Place, loc: Loc) -> tuple[str, str]:
     elsewhere = [] if same else _elsewhere(place, loc)
     if elsewhere:
         return message, f"It belongs at {' or '.join(elsewhere[:3])}."
-    return message, _nearest(name, known)
+    close = _close(name, known)
+    return message, f"Did you mean {close}?" if close else _nearest(name, known)
 
 
 def _elsewhere(place: _Place, loc: Loc) -> list[str]:

@@ -237,6 +237,9 @@ def _contents(data: bytes, suffix: str, *, file: str, folder: Path | None) -> Co
     try:
         if len(data) > MAX_MANIFEST:
             raise _problem(file, f"it is larger than {MAX_MANIFEST} bytes")
+        if not data.strip():
+            # Half written, most likely: what it declared must not count as taken back.
+            raise _problem(file, "it is empty", hint="Remove a file that declares nothing.")
         reading = READERS[suffix](data, file)
     except errors.InvalidManifest as error:
         reading = Reading(problems=(error,))

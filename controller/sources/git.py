@@ -207,7 +207,7 @@ def _check_branch(branch: str) -> None:
     # git-check-ref-format(1)
     if branch.startswith(("-", "/", ".")) or branch.endswith(("/", ".", ".lock")):
         raise _refused("branch", branch, "is not a name of a branch")
-    if _CONTROL.search(branch) or re.search(r"\.\.|//|@\{|[~^:?*\[\\]", branch):
+    if _CONTROL.search(branch) or re.search(r"\.\.|//|@\{|[ ~^:?*\[\\]", branch):
         raise _refused("branch", branch, "is not a name of a branch")
 
 
