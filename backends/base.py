@@ -321,6 +321,10 @@ class Backend(ABC):
         """Where a volume of that name is, or will be."""
         return str(pool.target_path / name)
 
+    def same_format(self, declared: str, observed: str) -> bool:
+        """Whether what a header shows may be a volume that is declared so."""
+        return declared == observed
+
     def place(self, pool: Pool) -> str:
         """Where the pool is, for people: its directory, volume group or address."""
         return str(pool.target_path)

@@ -8,13 +8,17 @@ from typing import get_args
 from backends import errors, names
 from backends.base import Operation, Pool, PoolType
 from backends.filevolumes import FileVolumes, set_copy_on_write
-from backends.host import files
+from backends.host import files, mounts
 from backends.host.files import Directory
 from backends.schema import Model
 from backends.spec import FileFormat, Permissions
 
 DEFAULT_MODE = 0o711
 """Mode of a pool's directory where none is declared, as libvirt has it."""
+
+
+CLAIM_SECONDS = 10.0
+"""How long to wait for a pool's path to be resolved."""
 
 
 class DirSource(Model):
@@ -25,7 +29,12 @@ class DirBackend(FileVolumes):
     """A directory that is made, used and removed as a pool."""
 
     def claims(self, pool: Pool) -> frozenset[str]:
-        return frozenset({f"directory {os.path.realpath(pool.target_path)}"})
+        path = pool.target_path
+        # Asked for every pool of the node: one on a dead server must not hold up the others.
+        true_path = mounts.bounded(
+            lambda: os.path.realpath(path), CLAIM_SECONDS, key=f"the path {path}"
+        )
+        return frozenset({f"directory {true_path}"})
 
     def build(self, pool: Pool, *, overwrite: bool) -> None:
         """Make the directory and its parents; the mark is on it before it has its name."""

@@ -33,7 +33,7 @@ from backends.host.files import Directory, Kind
 from backends.host.marks import Origin
 from backends.images import creating, probing
 from backends.images.creating import ImageRequest
-from backends.images.formats import FORMATS
+from backends.images.formats import FORMATS, same
 from backends.spec import Permissions
 
 DEFAULT_FILE_MODE = 0o600
@@ -93,8 +93,9 @@ class FileVolumes(Backend):
         if not directory.exists(files.STAGING_NAME):
             return ()
         staged = files.staged_leftovers(directory)
-        busy = [name for name in staged if (*place, name) in self._staged]
-        if not staged and not any(entry[:2] == place for entry in self._staged):
+        working = self._staged.copy()  # other threads add to it, for other pools
+        busy = [name for name in staged if (*place, name) in working]
+        if not staged and not any(entry[:2] == place for entry in working):
             return (files.STAGING_NAME,)
         return tuple(name for name in staged if name not in busy)
 
@@ -133,13 +134,15 @@ class FileVolumes(Backend):
             )
             if is_directory or declared in _HEADERLESS:
                 return basic
-            return self._with_header(directory, basic)
+            return self._with_header(directory, basic, declared)
         except errors.NotFound:
             return replace(basic, problem="it vanished while it was looked at")
         except errors.StorageError as error:
             return replace(basic, problem=error.message.rstrip("."))
 
-    def _with_header(self, directory: Directory, basic: VolumeFacts) -> VolumeFacts:
+    def _with_header(
+        self, directory: Directory, basic: VolumeFacts, declared: str | None
+    ) -> VolumeFacts:
         fd = directory.open_file(basic.name, os.O_RDONLY)
         try:
             header = probing.probe(fd)
@@ -150,14 +153,14 @@ class FileVolumes(Backend):
             chain = probing.backing_chain(header, directory.path)
         return replace(
             basic,
-            format=header.format,
+            format=declared if declared and same(declared, header.format) else header.format,
             capacity=header.capacity,
             encryption=header.encryption,
             compat=header.compat,
             cluster_size=header.cluster_size,
             lazy_refcounts=header.lazy_refcounts,
             extended_l2=header.extended_l2,
-            backing_path=chain[0].path if chain else None,
+            backing_path=_plain_path(chain[0]) if chain else None,
             backing_format=header.backing_format,
             backing_chain=tuple(
                 Link(
@@ -173,6 +176,9 @@ class FileVolumes(Backend):
 
     def granularity(self, format: str | None) -> int:
         return FORMATS[format].granularity if format is not None and format in FORMATS else 1
+
+    def same_format(self, declared: str, observed: str) -> bool:
+        return same(declared, observed)
 
     def space_needed(self, volume: Volume) -> int:
         if volume.capacity is None or volume.format == "dir":
@@ -203,13 +209,10 @@ class FileVolumes(Backend):
         if verb is Verb.CREATE_VOLUME:
             return creating.commands(_request(volume, volume.capacity or 0), path)
         if verb in (Verb.GROW_VOLUME, Verb.SHRINK_VOLUME) and volume.capacity is not None:
-            return creating.resize_commands(
-                volume.format or "raw",
-                path,
-                volume.capacity,
-                shrink=verb is Verb.SHRINK_VOLUME,
-                allocate=volume.spec.resize.allocate,
-            )
+            shrink, format = verb is Verb.SHRINK_VOLUME, volume.format or "raw"
+            allocate = volume.spec.resize.allocate and not shrink
+            creating.check_resize(format, shrink=shrink, allocate=allocate)
+            return creating.resize_commands(format, path, volume.capacity, shrink=shrink)
         return ()
 
     def create_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
@@ -236,10 +239,10 @@ class FileVolumes(Backend):
         if volume.backing_path is None:
             return volume.capacity or 0
         link = probing.backing_link(volume.backing_path, volume.backing_format)
-        if link.present is False:
+        if link.problem:
             raise errors.BackingMissing(
                 f"{volume.backing_path}, on which volume {volume.name!r} is to stand, can't be "
-                f"read: {link.problem}.",
+                f"used: {link.problem}.",
                 hint="Bring the backing image there first.",
             )
         if volume.capacity is not None:
@@ -303,17 +306,19 @@ class FileVolumes(Backend):
                     cancel=work.cancel,
                 )
 
+            shrink = observed.capacity is not None and volume.capacity < observed.capacity
             creating.resize(
                 volume.format or "raw",
                 directory.path_for_commands(volume.name),
                 volume.capacity,
-                shrink=observed.capacity is not None and volume.capacity < observed.capacity,
-                allocate=volume.spec.resize.allocate,
+                shrink=shrink,
+                allocate=volume.spec.resize.allocate and not shrink,
                 run=run,
             )
 
     def set_volume_permissions(self, pool: Pool, volume: Volume) -> None:
         with self._open(pool) as directory:
+            self._require_ours(directory, volume)
             _give_permissions(directory, volume.name, volume.permissions)
 
     def delete_volume(self, pool: Pool, volume: Volume) -> None:
@@ -386,6 +391,11 @@ def set_copy_on_write(directory: Directory, wanted: bool | None) -> None:
             f"Copy-on-write can't be set for {directory.path}: {error.strerror}.",
             hint="Only btrfs has it; leave features.copyOnWrite out.",
         ) from error
+
+
+def _plain_path(link: probing.BackingLink) -> str:
+    """The path as a declaration would have it, without the detours that a header may take."""
+    return link.path if link.present is None else os.path.normpath(link.path)
 
 
 def _identity(directory: Directory) -> tuple[int, int]:

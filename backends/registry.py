@@ -57,7 +57,9 @@ def pool_spec() -> type[PoolSpecBase]:
             Annotated[item.source | None, Xml(".")],
             Field(None, alias=item.member, description=item.description),
         )
-    model = create_model("StoragePoolSpec", __base__=PoolSpecBase, **fields)
+    model = create_model(
+        "StoragePoolSpec", __base__=PoolSpecBase, __doc__="A pool as it is declared.", **fields
+    )
     model.rules = (*PoolSpecBase.rules, *(_member_rules(types)), *_target_rules(types))
     return model
 

@@ -126,7 +126,10 @@ class Agent:
             self._prune(snapshot, self._pruning)
 
     def _own(self, declared: Sequence[Declared]) -> list[Declared]:
-        """Without what other nodes keep: their pools, and the volumes in those."""
+        """Without what other nodes keep: their pools, and the volumes in those.
+
+        What was this node's until now stays in: that it moved has to be known.
+        """
         node = self._engine.node
         foreign = {
             item.metadata.name
@@ -134,7 +137,11 @@ class Agent:
             if item.kind.name == "StoragePool"
             and getattr(item.spec, "node_name", None) not in (None, node)
         }
-        return [item for item in declared if not _of_pool(item, foreign)]
+        return [
+            item
+            for item in declared
+            if not _elsewhere(item, foreign, node) or self._store.source_of(item.key)
+        ]
 
     def _prune(self, snapshot: Snapshot, threshold: Threshold) -> None:
         decision = prunable(self._store.from_source(snapshot.origin), snapshot, threshold)
@@ -153,11 +160,14 @@ class Agent:
         self._store.record_event(key, "", "Warning", reason, message)
 
 
-def _of_pool(declared: Declared, pools: set[str]) -> bool:
+def _elsewhere(declared: Declared, pools: set[str], node: str) -> bool:
+    """Whether another node keeps it, or one of these pools of other nodes holds it."""
     if declared.kind.name == "StoragePool":
         return declared.metadata.name in pools
     reference = getattr(declared.spec, "pool_ref", None)
-    return reference is not None and reference.name in pools
+    if reference is not None and reference.name in pools:
+        return True
+    return getattr(declared.spec, "node_name", None) not in (None, node)
 
 
 def _signature(world: World, name: str) -> tuple[object, ...]:

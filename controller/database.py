@@ -135,22 +135,28 @@ class Database:
     def _enter_wal(self, connection: sqlite3.Connection) -> None:
         # SQLite does not wait by itself where two processes change the journal mode at once.
         deadline = time.monotonic() + BUSY_SECONDS
-        while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        while True:
             try:
                 mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+                break
             except sqlite3.OperationalError as error:
                 if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
-                continue
-            if mode != "wal":
-                raise errors.Unsupported(
-                    f"The file system of {self.path} has no shared memory for SQLite's journal.",
-                    hint="Keep the state directory on a local file system.",
-                )
+        if mode != "wal":
+            raise errors.Unsupported(
+                f"The file system of {self.path} has no shared memory for SQLite's journal.",
+                hint="Keep the state directory on a local file system.",
+            )
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
-        if self._version(connection) == self._schema.version:
+        # In one transaction, because another process may be making the tables just now.
+        connection.execute("BEGIN")
+        try:
+            version = self._version(connection)
+        finally:
+            connection.execute("COMMIT")
+        if version == self._schema.version:
             return
         with self.write():
             for number in range(self._version(connection), self._schema.version):
@@ -160,6 +166,10 @@ class Database:
             connection.execute(f"PRAGMA user_version={self._schema.version}")
 
     def _version(self, connection: sqlite3.Connection) -> int:
+        """The version of the tables that are there.
+
+        :raises errors.StorageError: they are not ours, or of a later release.
+        """
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
         application = int(connection.execute("PRAGMA application_id").fetchone()[0])
         tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])

@@ -7,6 +7,7 @@ finds done already it leaves; whatever it can't do stands in the status.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,7 +92,7 @@ class Examination:
     resource: AnyResource
     plan: Plan = field(default_factory=Plan)
     volume: Volume | None = None
-    failures: list[errors.StorageError] = field(default_factory=list)
+    suspended: bool = False
 
 
 @dataclass(slots=True)
@@ -110,7 +111,8 @@ class PoolExamination:
 class Outcome:
     """What a pass came to.
 
-    :param acted: whether anything was done to the host.
+    :param acted: whether anything was brought to where it is to be, so that others that waited
+        for it may go on.
     :param retry: whether an error may go away by itself.
     :param interval: seconds until the pool wants to be looked at again.
     """
@@ -178,29 +180,31 @@ class Engine:
         world = self.world()
         self._keep_finalizers(world, name)
         world = self.world()
-        resource = world.pool(name)
-        acted = False
         failures: dict[Key, list[errors.StorageError]] = {}
         found = self._examine_pool(world, name)
-        if found.own is not None and resource is not None and not resource.deleting:
-            acted = self._apply_pool(found, failures)
-        if acted and found.own is not None:
+        attempted = _pending(found)
+        deleting = found.own is not None and found.own.resource.deleting
+        if found.own is not None and not deleting and self._apply_pool(found, failures):
             world = world.replacing(found.own.resource)
             found = self._examine_pool(world, name)
         self._examine_volumes(world, found)
+        attempted |= _pending(found)
         if self._apply_volumes(found, failures):
-            acted = True
             found = self._examine_pool(world, name)
             self._examine_volumes(world, found)
-        if found.own is not None and found.own.resource.deleting:
-            acted = self._apply_pool(found, failures) or acted
+        if deleting:
+            attempted |= _pending(found)
+            self._apply_pool(found, failures)
         self._summarise(found, failures)
         self._adopt_discovered(world, found)
+        acted = bool(attempted - _pending(found) - _refused(found) - failures.keys())
         return self._outcome(found, failures, acted=acted)
 
     def _keep_finalizers(self, world: World, name: str) -> None:
         """Hold those resources whose deletion needs an effect on the host, and only those."""
         pool = world.pool(name)
+        if pool is not None and not self._mine(pool):
+            return
         for resource in [*world.volumes(name), *([pool] if pool else [])]:
             if not self._mine(resource):
                 continue
@@ -218,7 +222,7 @@ class Engine:
         resource = world.pool(name)
         if resource is None or not self._mine(resource):
             return found
-        found.own = Examination(resource=resource)
+        found.own = Examination(resource=resource, suspended=resource.spec.suspend)
         try:
             found.backend = self.backend(resource.spec.type)
             found.pool = world.declare_pool(resource)
@@ -227,8 +231,11 @@ class Engine:
             found.own.plan = Plan(refusals=(error,))
             return found
         history = self._pool_history(resource)
+        conflicts = self._conflicts(world, resource)
+        if resource.deleting and conflicts:
+            return found  # what stands there is the other's
         if resource.deleting:
-            declared = [volume_name(volume) for volume in world.volumes(name)]
+            declared = [volume_name(item) for item in world.volumes(name) if not item.deleting]
             found.own.plan = planning.plan_pool_deletion(
                 found.pool, found.facts, history, backend=found.backend, declared=declared
             )
@@ -239,7 +246,7 @@ class Engine:
                 history,
                 backend=found.backend,
                 live_marks=world.marks,
-                conflicts=self._conflicts(world, resource),
+                conflicts=conflicts,
             )
         return found
 
@@ -271,10 +278,14 @@ class Engine:
     ) -> None:
         dependents = _dependents(world, found)
         found.volumes = []
+        pool = world.pool(found.name)
+        if pool is not None and not self._mine(pool):
+            return
         for resource in world.volumes(found.name):
             if not self._mine(resource):
                 continue
-            examined = Examination(resource=resource)
+            suspended = resource.spec.suspend or (pool is not None and pool.spec.suspend)
+            examined = Examination(resource=resource, suspended=suspended)
             found.volumes.append(examined)
             try:
                 self._examine_volume(world, found, examined, dependents, foreseen=foreseen)
@@ -291,6 +302,8 @@ class Engine:
         foreseen: bool,
     ) -> None:
         resource, pool, backend = examined.resource, found.pool, found.backend
+        if resource.deleting and found.facts is None and resource.status.origin is None:
+            return  # nothing was ever made
         if found.own is None:
             raise errors.PoolNotFound(
                 f"Pool {found.name!r}, which {resource.key} names, is not declared on this node.",
@@ -299,15 +312,13 @@ class Engine:
         if pool is None or backend is None or found.facts is None:
             raise _pool_not_ready(found)
         examined.volume = volume = world.declare_volume(resource, pool, backend)
-        standing = dependents.get(backend.volume_path(pool, volume.name), [])
+        standing = dependents.get(os.path.realpath(backend.volume_path(pool, volume.name)), [])
         if resource.deleting:
             examined.plan = planning.plan_volume_deletion(
                 pool, volume, found.facts, backend=backend, dependents=standing
             )
             return
-        if not foreseen and not self._serves(found):
-            raise _pool_not_ready(found)
-        if foreseen and found.own.plan.refusals:
+        if not self._serves(found, foreseen=foreseen):
             raise _pool_not_ready(found)
         examined.plan = planning.plan_volume(
             pool,
@@ -320,12 +331,20 @@ class Engine:
             conflicts=world.volume_conflicts(resource),
         )
 
-    def _serves(self, found: PoolExamination) -> bool:
-        """Whether volumes can be worked on: the backing is there, ours or nobody's, and started."""
+    def _serves(self, found: PoolExamination, *, foreseen: bool = False) -> bool:
+        """Whether volumes can be worked on: the backing is there, ours or nobody's, and started.
+
+        :param foreseen: as it will be when the pool's own plan is done.
+        """
         if found.own is None or found.facts is None or found.own.resource.deleting:
             return False
-        if found.facts.presence is not Presence.PRESENT or found.own.plan.refusals:
+        plan = found.own.plan
+        if found.facts.presence is not Presence.PRESENT or plan.refusals or plan.expired:
             return False
+        if foreseen and not found.own.resource.spec.suspend:
+            verbs = {item.verb for item in plan.actions}
+            if verbs & {Verb.START_POOL, Verb.STOP_POOL}:
+                return Verb.START_POOL in verbs
         return self._running(found)
 
     def _running(self, found: PoolExamination) -> bool:
@@ -347,17 +366,19 @@ class Engine:
         own, pool, backend = found.own, found.pool, found.backend
         if own is None or pool is None or backend is None or own.resource.spec.suspend:
             return False
-        acted = False
         for action in own.plan.actions:
-            acted = True
             error = self._perform(own.resource, action, pool, None, backend)
             if error is not None:
                 failures.setdefault(own.resource.key, []).append(error)
-                return acted
-        if own.plan.expired and not own.resource.deleting:
+                return True
+        acted = bool(own.plan.actions)
+        if own.resource.deleting:
+            own.plan = replace(own.plan, actions=())
+            return acted
+        if own.plan.expired:
             self._event(own.resource, "Normal", "Expired", f"It goes: {own.plan.expired}.")
             self.store.request_deletion(own.resource.key)
-        if acted and not own.resource.deleting:
+        if acted:
             self._note_state(own)
         return acted
 
@@ -378,9 +399,7 @@ class Engine:
         self, found: PoolExamination, failures: dict[Key, list[errors.StorageError]]
     ) -> bool:
         pool, backend = found.pool, found.backend
-        waiting = [
-            item for item in found.volumes if item.plan.actions and not item.resource.spec.suspend
-        ]
+        waiting = [item for item in found.volumes if item.plan.actions and not item.suspended]
         if not waiting or pool is None or backend is None:
             return False
 
@@ -453,9 +472,6 @@ class Engine:
     ) -> None:
         moment = now()
         facts = found.facts
-        if found.own is not None:
-            status = self._pool_status(found, failures, moment)
-            self._settle(found.own, status, failures)
         readable = facts is not None and facts.presence is Presence.PRESENT
         for examined in found.volumes:
             observed = None
@@ -468,9 +484,13 @@ class Engine:
                 examined.plan,
                 failures=failures.get(examined.resource.key, ()),
                 readable=readable,
+                suspended=examined.suspended,
                 now=moment,
             )
             self._settle(examined, status, failures)
+        if found.own is not None:  # last: a volume that is going needs its pool
+            own_status = self._pool_status(found, failures, moment)
+            self._settle(found.own, own_status, failures)
 
     def _adopt_discovered(self, world: World, found: PoolExamination) -> None:
         """Declare what nobody declared, where the pool's ``discovery`` is Adopt."""
@@ -482,13 +502,15 @@ class Engine:
         declared = {volume_name(item) for item in world.volumes(found.name)}
         for name in sorted(facts.volumes.keys() - declared):
             if not facts.volumes[name].problem:
-                self._declare_discovered(world, found.name, facts.volumes[name])
+                self._declare_discovered(found.name, facts.volumes[name])
 
-    def _declare_discovered(self, world: World, pool: str, facts: VolumeFacts) -> None:
-        name = object_name(facts.name)
-        key = Key("StorageVolume", DEFAULT_NAMESPACE, name)
-        if key in world.resources:
-            key = Key("StorageVolume", DEFAULT_NAMESPACE, object_name(f"{pool}/{facts.name}"))
+    def _declare_discovered(self, pool: str, facts: VolumeFacts) -> None:
+        names = object_name(facts.name), object_name(f"{pool}/{facts.name}")
+        keys = [Key("StorageVolume", DEFAULT_NAMESPACE, name) for name in names]
+        # Asked anew: what a user declared meanwhile is not to be overwritten.
+        key = next((item for item in keys if self.store.get(item) is None), None)
+        if key is None:
+            return
         spec = VolumeSpec(
             pool_ref=ResourceRef(name=pool),
             volume_name=facts.name,
@@ -500,9 +522,9 @@ class Engine:
             metadata=Metadata(name=key.name, namespace=key.namespace),
             spec=spec,
         )
-        self.store.apply(declared, source=f"discovery:{pool}")
+        applied = self.store.apply(declared, source=f"discovery:{pool}")
         message = f"Found in pool {pool!r} and nobody declared it."
-        self.store.record_event(key, "", "Normal", "Discovered", message)
+        self._event(applied.resource, "Normal", "Discovered", message)
 
     def _pool_status(
         self,
@@ -533,9 +555,10 @@ class Engine:
         failures: dict[Key, list[errors.StorageError]],
     ) -> None:
         """Write the status where it changed, tell of new trouble, and let go what may go."""
-        resource = examined.resource
-        if resource.deleting and not examined.plan.refusals and resource.key not in failures:
-            self.store.remove_finalizer(resource.key)
+        resource, plan = examined.resource, examined.plan
+        undone = plan.refusals or plan.actions or resource.key in failures
+        if resource.deleting and not undone:
+            self.store.remove_finalizer(resource.key, uid=resource.metadata.uid)
             return
         self._tell_of_trouble(resource, status)
         self.store.write_status(resource.key, status, uid=resource.metadata.uid)
@@ -563,9 +586,7 @@ class Engine:
         everything = [*found.volumes, *([found.own] if found.own else [])]
         problems = [error for item in everything for error in item.plan.refusals]
         problems += [error for listed in failures.values() for error in listed]
-        unfinished = any(
-            item.plan.actions and not item.resource.spec.suspend for item in everything
-        )
+        unfinished = bool(_pending(found))
         interval = found.own.resource.spec.refresh.interval if found.own else "5m"
         return Outcome(
             acted=acted,
@@ -616,10 +637,23 @@ _VOLUME_STEPS: dict[Verb, Callable[[Backend, Pool, Volume, Work], None]] = {
 }
 
 
+def _pending(found: PoolExamination) -> set[Key]:
+    """Resources for which there is something to do now."""
+    everything = [*found.volumes, *([found.own] if found.own else [])]
+    return {item.resource.key for item in everything if item.plan.actions and not item.suspended}
+
+
+def _refused(found: PoolExamination) -> set[Key]:
+    everything = [*found.volumes, *([found.own] if found.own else [])]
+    return {item.resource.key for item in everything if item.plan.refusals}
+
+
 def _needs_finalizer(resource: AnyResource) -> bool:
     spec = resource.spec
     if spec.adoption is Adoption.OBSERVE:
         return False
+    if resource.kind.name == "StoragePool" and pool_type(spec.type).backend is None:
+        return False  # nothing can be done to it, so nothing has to be undone
     return spec.deletion_policy not in (PoolDeletion.RETAIN, VolumeDeletion.RETAIN)
 
 
@@ -652,18 +686,21 @@ def _foreseen(found: PoolExamination) -> PoolFacts | None:
 
 
 def _dependents(world: World, found: PoolExamination) -> dict[str, list[str]]:
-    """What stands on a path, by path: declared volumes first, then images nobody declared."""
+    """What stands on a path, by path: all images of the pool, and volumes declared in others.
+
+    The path is the true one, for a header may name the same image by way of a link.
+    """
     standing: dict[str, list[str]] = {}
     if found.facts is None:
         return standing
     for item in found.facts.volumes.values():
-        if item.backing_chain:
-            standing.setdefault(item.backing_chain[0].path, []).append(item.path)
+        for link in item.backing_chain:
+            standing.setdefault(os.path.realpath(link.path), []).append(item.path)
     for resource in world.resources.values():
         if resource.kind.name != "StorageVolume" or resource.spec.pool_ref.name == found.name:
             continue
-        for link in resource.status.backing_chain[:1]:
-            standing.setdefault(link.path, []).append(str(resource.key))
+        for link in resource.status.backing_chain:
+            standing.setdefault(os.path.realpath(link.path), []).append(str(resource.key))
     return standing
 
 

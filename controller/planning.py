@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from backends import errors
 from backends.base import Backend, Pool, PoolFacts, Presence, Verb, Volume, VolumeFacts
 from backends.host.marks import Mark
-from backends.sizes import format_quantity, round_up
+from backends.sizes import format_quantity
 from backends.spec import (
     Adoption,
     BuildPolicy,
@@ -335,7 +335,7 @@ def plan_pool_deletion(
         _Owner.FORMER_SELF,
     )
     if policy is PoolDeletion.DELETE and ours and made:
-        held = sorted({*facts.volumes, *declared})
+        held = sorted({*facts.volumes, *declared, *(name for name, _ in facts.skipped)})
         if held:
             draft.refusals.append(
                 errors.DeletionRefused(
@@ -347,6 +347,11 @@ def plan_pool_deletion(
     if facts.active or (facts.active is None and history.running):
         draft.act(Verb.STOP_POOL, f"deletionPolicy is {policy}.")
     if policy is PoolDeletion.DELETE and ours and made:
+        if facts.leftovers:
+            draft.act(
+                Verb.CLEAN_POOL,
+                f"Half-made files of ours are left over: {_named(facts.leftovers)}.",
+            )
         place = backend.place(pool)
         draft.act(Verb.DELETE_POOL, "deletionPolicy is Delete.", destroys=[place])
     return draft.finish()
@@ -491,18 +496,12 @@ def _mismatches(draft: _Draft, observed: VolumeFacts) -> list[tuple[str, str, st
     """What a volume that is there would have to be to match: field, declared, observed."""
     volume = _volume(draft)
     found = []
-    if volume.format and observed.format and volume.format != observed.format:
-        found.append(("format", volume.format, observed.format))
-    if volume.capacity is not None and observed.capacity is not None and volume.format != "dir":
-        step = draft.backend.granularity(volume.format)
-        if not volume.capacity <= observed.capacity < volume.capacity + step:
-            found.append(
-                (
-                    "capacity",
-                    format_quantity(volume.capacity),
-                    format_quantity(observed.capacity),
-                )
-            )
+    if not _same_format(draft, observed):
+        found.append(("format", _shown(volume.format), _shown(observed.format)))
+    declared, seen = volume.capacity, observed.capacity
+    sized = declared is not None and seen is not None and volume.format != "dir"
+    if sized and not _same_capacity(draft, declared or 0, seen or 0):
+        found.append(("capacity", format_quantity(declared or 0), format_quantity(seen or 0)))
     if volume.backing_path is not None and observed.backing_path != volume.backing_path:
         found.append(("backingStore", volume.backing_path, _shown(observed.backing_path)))
     return found
@@ -510,7 +509,7 @@ def _mismatches(draft: _Draft, observed: VolumeFacts) -> list[tuple[str, str, st
 
 def _plan_volume_changes(draft: _Draft, observed: VolumeFacts, dependents: Sequence[str]) -> None:
     volume = _volume(draft)
-    if volume.format and observed.format and volume.format != observed.format:
+    if not _same_format(draft, observed):
         draft.differ("format", volume.format, observed.format)
         draft.refusals.append(
             errors.ProbeFailed(
@@ -524,10 +523,10 @@ def _plan_volume_changes(draft: _Draft, observed: VolumeFacts, dependents: Seque
     if volume.backing_path is not None and observed.backing_path != volume.backing_path:
         draft.differ("backingStore", volume.backing_path, observed.backing_path)
     for link in observed.backing_chain:
-        if link.present is False:
+        if link.problem:
             draft.refusals.append(
                 errors.BackingMissing(
-                    f"{observed.path} stands on {link.path}, which can't be read: {link.problem}.",
+                    f"{observed.path} stands on {link.path}, which can't be used: {link.problem}.",
                     hint="Bring the backing image back.",
                 )
             )
@@ -540,8 +539,7 @@ def _plan_capacity(draft: _Draft, observed: VolumeFacts, dependents: Sequence[st
     volume = _volume(draft)
     if volume.capacity is None or observed.capacity is None or volume.format == "dir":
         return
-    wanted = round_up(volume.capacity, draft.backend.granularity(volume.format))
-    if volume.capacity <= observed.capacity <= wanted:
+    if _same_capacity(draft, volume.capacity, observed.capacity):
         return
     draft.differ("capacity", format_quantity(volume.capacity), format_quantity(observed.capacity))
     told = f"{format_quantity(observed.capacity)} to {format_quantity(volume.capacity)}"
@@ -606,6 +604,18 @@ def plan_volume_deletion(
         return draft.finish()
     draft.act(Verb.DELETE_VOLUME, "deletionPolicy is Delete.", destroys=[observed.path])
     return draft.finish()
+
+
+def _same_format(draft: _Draft, observed: VolumeFacts) -> bool:
+    declared = _volume(draft).format
+    if declared is None or observed.format is None:
+        return True
+    return draft.backend.same_format(declared, observed.format)
+
+
+def _same_capacity(draft: _Draft, declared: int, observed: int) -> bool:
+    """Whether the host may have made the one of the other by rounding up."""
+    return declared <= observed < declared + draft.backend.granularity(_volume(draft).format)
 
 
 def _plan_permissions(

@@ -161,10 +161,7 @@ def pool_status(
     former: PoolStatus = resource.status
     spec = resource.spec
     present = facts is not None and facts.presence is Presence.PRESENT
-    held = present and not any(
-        isinstance(item, errors.Inaccessible | errors.OwnedByOther | errors.AlreadyExists)
-        for item in plan.refusals
-    )
+    held = present and (spec.adoption is Adoption.OBSERVE or _ours(resource, facts))
     aspects = progress_aspects(
         plan,
         failures,
@@ -187,7 +184,7 @@ def pool_status(
         "built": bool(former.built or held) if spec.adoption is not Adoption.OBSERVE else None,
         "built_generation": generation if built_now else former.built_generation,
         "persistent": not spec.transient,
-        "boot_id": boot if running else former.boot_id,
+        "boot_id": boot if running else _former_boot(resource),
         "last_refresh_time": former.last_refresh_time,
     }
     fields |= _pool_figures(facts, former, managed) if pool is not None else {}
@@ -197,9 +194,24 @@ def pool_status(
     return status
 
 
+def _ours(resource: AnyResource, facts: PoolFacts | None) -> bool:
+    mark = facts.mark if facts is not None else None
+    return mark is not None and mark.uid == resource.metadata.uid
+
+
+def _former_boot(resource: AnyResource) -> str | None:
+    """The boot of the last start, until the spec changes: then it no longer holds a start back."""
+    former: PoolStatus = resource.status
+    unchanged = former.observed_generation == resource.metadata.generation
+    return former.boot_id if unchanged else None
+
+
 def _pool_good(*, running: bool, place: str, spec: Any) -> Aspect:
     if running:
         return Aspect(type="Ready", status="True", reason="Running", message=f"Running at {place}.")
+    if spec.suspend and spec.state is PoolState.ACTIVE:
+        message = "It does not run, and suspend forbids to start it."
+        return Aspect(type="Ready", status="False", reason="Suspended", message=message)
     if spec.state is PoolState.ACTIVE:
         message = "Stays down since the host was rebooted: autostart is false."
         return Aspect(type="Ready", status="True", reason="NotAutostarted", message=message)
@@ -260,18 +272,20 @@ def volume_status(
     *,
     failures: Sequence[errors.StorageError],
     readable: bool,
+    suspended: bool,
     now: str,
 ) -> VolumeStatus:
     """The status of a volume after a look at its pool.
 
     :param readable: whether the pool could be read; if not, the last known figures stay.
+    :param suspended: whether the volume or its pool is.
     """
     former: VolumeStatus = resource.status
     path = facts.path if facts else former.path
     good = Aspect(type="Ready", status="True", reason="Available", message=f"Available at {path}.")
     if facts is None and readable and not plan.refusals and not failures:
         good = Aspect(type="Ready", status="False", reason="Pending", message="Not there yet.")
-    aspects = progress_aspects(plan, failures, good=good, suspended=resource.spec.suspend)
+    aspects = progress_aspects(plan, failures, good=good, suspended=suspended)
     generation = resource.metadata.generation
     figures: dict[str, Any]
     if facts is not None:
@@ -302,7 +316,8 @@ def _volume_figures(facts: VolumeFacts, resource: AnyResource) -> dict[str, Any]
         "cluster_size": facts.cluster_size,
         "encryption": facts.encryption,
         "permissions": _permissions(facts.permissions),
-        "origin": facts.mark.origin if facts.mark is not None and ours else None,
+        # Kept where something else stands there now: what was ours and goes is not made anew.
+        "origin": facts.mark.origin if facts.mark and ours else resource.status.origin,
         "backing_chain": tuple(
             BackingLink(
                 path=link.path, format=link.format, present=link.present, capacity=link.capacity

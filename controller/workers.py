@@ -30,10 +30,16 @@ class Worker:
     """A thread that passes over one pool whenever it is woken, due, or has to be tried again."""
 
     def __init__(
-        self, name: str, reconcile: Callable[[str], Outcome], acted: Callable[[str], None]
+        self,
+        name: str,
+        reconcile: Callable[[str], Outcome],
+        acted: Callable[[str], None],
+        *,
+        predecessor: Worker | None = None,
     ) -> None:
         self.name = name
         self.retrying = False
+        self._predecessor = predecessor
         self._reconcile = reconcile
         self._acted = acted
         self._wake = threading.Event()
@@ -50,12 +56,15 @@ class Worker:
         self._stop.set()
         self._wake.set()
 
-    def join(self, seconds: float) -> bool:
-        """Wait for the thread; false where it did not end in time."""
-        self._thread.join(max(0.0, seconds))
+    def join(self, seconds: float | None) -> bool:
+        """Wait for the thread, without end where None; false where it did not end in time."""
+        self._thread.join(seconds if seconds is None else max(0.0, seconds))
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        if self._predecessor is not None:  # two at one pool would take each other's work for lost
+            self._predecessor.join(None)
+            self._predecessor = None
         failures = 0
         while not self._stop.is_set():
             self._wake.clear()
@@ -88,6 +97,7 @@ class Workers:
     def __init__(self, reconcile: Callable[[str], Outcome]) -> None:
         self._reconcile = reconcile
         self._workers: dict[str, Worker] = {}
+        self._ending: dict[str, Worker] = {}
         self._lock = threading.Lock()
 
     def wake(self, names: Iterable[str]) -> None:
@@ -97,20 +107,30 @@ class Workers:
                 if name in self._workers:
                     self._workers[name].wake()
                 else:
-                    self._workers[name] = Worker(name, self._reconcile, self._wake_waiting)
+                    self._workers[name] = Worker(
+                        name,
+                        self._reconcile,
+                        self._wake_waiting,
+                        predecessor=self._ending.pop(name, None),
+                    )
 
     def keep(self, names: Iterable[str]) -> None:
         """Stop the workers of all other pools."""
         wanted = set(names)
         with self._lock:
+            self._ending = {
+                name: worker for name, worker in self._ending.items() if not worker.join(0)
+            }
             for name in [name for name in self._workers if name not in wanted]:
-                self._workers.pop(name).stop()
+                worker = self._ending[name] = self._workers.pop(name)
+                worker.stop()
 
     def stop(self, seconds: float) -> list[str]:
         """Stop all; the names of those that are still busy after that time."""
         with self._lock:
-            workers = list(self._workers.values())
+            workers = [*self._workers.values(), *self._ending.values()]
             self._workers.clear()
+            self._ending.clear()
         for worker in workers:
             worker.stop()
         deadline = time.monotonic() + seconds

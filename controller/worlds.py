@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -53,8 +54,9 @@ class World:
         return _bases_first(self._volumes.get(pool, []))
 
     def pool_names(self) -> set[str]:
-        """Names of all pools that are declared, or that a volume names."""
-        return {item.metadata.name for item in self.pools()} | {*self._volumes}
+        """Names of the pools that this node keeps, or that a volume names and nobody declares."""
+        undeclared = {name for name in self._volumes if self.pool(name) is None}
+        return {item.metadata.name for item in self.pools()} | undeclared
 
     def declare_pool(self, resource: AnyResource) -> Pool:
         """The pool as its backend sees it."""
@@ -75,12 +77,14 @@ class World:
     def declare_volume(self, resource: AnyResource, pool: Pool, backend: Backend) -> Volume:
         """The volume as its backend sees it, with all defaults filled in.
 
-        :raises errors.NotFound: where it stands on a volume that is not declared.
+        Where the resource is going, it is enough to know what it is called.
+
+        :raises errors.BackingMissing: where it stands on a volume that is not there.
         :raises errors.Unsupported: for a format that the pool type has not.
         """
         spec: VolumeSpec = resource.spec
         formats = pool.type.volume_formats
-        if spec.format is not None and spec.format not in formats:
+        if spec.format is not None and spec.format not in formats and not resource.deleting:
             known = f"Use one of {', '.join(formats)}." if formats else "Leave format out."
             raise errors.Unsupported(
                 f"Pools of type {pool.type.name} have no volumes of format {spec.format!r}.",
@@ -96,11 +100,12 @@ class World:
             permissions=_permissions(spec, pool),
         )
         store = spec.backing_store
-        if store is None:
+        if store is None or resource.deleting:
             return volume
         path = store.path or self._backing_path(resource, pool, backend)
         if not path.startswith("/"):
             path = backend.volume_path(pool, path)
+        path = os.path.normpath(path)  # as it is resolved from the image's header
         return replace(volume, backing_path=path, backing_format=store.format)
 
     def backing_key(self, resource: AnyResource) -> Key | None:

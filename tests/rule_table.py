@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from backends.base import PoolType, TargetUse
+from backends.registry import pool_types
 from controller.resources import API_VERSION
 
 
@@ -66,6 +68,53 @@ IQN = "device: {path: 'iqn.2024-01.example:disks'}"
 CHAP = "auth: {type: chap, username: u, secretRef: {%s}}"
 WWNS = "wwnn: '0x2000000000000001', wwpn: '2000000000000002'"
 PCI = "{bus: '0x00', slot: '0x1f', function: '0x2'}"
+
+MEMBERS = {
+    "dir": "{}",
+    "fs": "{device: {path: /dev/vdb}}",
+    "netfs": f"{{{HOST}, directory: /export}}",
+    "logical": "{}",
+    "disk": "{device: {path: /dev/vdb}}",
+    "iscsi": f"{{{HOST}, {IQN}}}",
+    "iscsi-direct": f"{{{HOST}, {IQN}, initiator: 'iqn.2024-01.example:us'}}",
+    "scsi": "{adapter: {name: host3}}",
+    "mpath": "{}",
+    "rbd": f"{{{HOST}}}",
+    "sheepdog": f"{{{HOST}}}",
+    "gluster": f"{{{HOST}}}",
+    "zfs": "{}",
+    "vstorage": "{}",
+}
+"""The least that each pool type's member holds."""
+
+
+def _bare(item: PoolType) -> str:
+    """A pool of a type, with a target where there has to be one, and without its member."""
+    target = ", target: {path: /mnt/a}" if item.target is TargetUse.REQUIRED else ""
+    return f"type: {item.name}{target}"
+
+
+def _member_cases() -> tuple[Case, ...]:
+    """Each pool type with its member, with that of another type, and without one."""
+    cases = []
+    for item in pool_types().values():
+        member = f"{item.member}: {MEMBERS[item.name]}"
+        other = pool_types()["mpath" if item.name == "dir" else "dir"]
+        cases += [
+            Case(f"type {item.name} and its member", pool(f"{_bare(item)}, {member}")),
+            Case(
+                f"type {other.name} and the member of {item.name}",
+                pool(f"{_bare(other)}, {member}"),
+                (f"{item.member} is only for type {item.name}",),
+            ),
+            Case(
+                f"type {item.name} alone",
+                pool(_bare(item)),
+                (f"type {item.name} needs {item.member}",) if item.member_required else (),
+            ),
+        ]
+    return tuple(cases)
+
 
 GOOD_POOLS = (
     Case("a dir pool", pool(DIR)),
@@ -341,7 +390,7 @@ BAD_VOLUMES = (
     Case("a query without a host", node("discover: [{type: netfs}]"), ("spec.discover[0].host",)),
 )  # fmt: skip
 
-CASES = (*GOOD_POOLS, *BAD_POOLS, *GOOD_VOLUMES, *BAD_VOLUMES)
+CASES = (*_member_cases(), *GOOD_POOLS, *BAD_POOLS, *GOOD_VOLUMES, *BAD_VOLUMES)
 
 LOGICAL = "type: logical"
 

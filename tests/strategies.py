@@ -7,15 +7,18 @@ can't say, the rules between fields, is in ``_REPAIRS``: one entry for each mode
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, cast
 
 from hypothesis import assume
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from backends import errors, schema
 from backends.base import PoolType, TargetUse
+from backends.names import check_name
 from backends.registry import pool_spec, pool_types
-from backends.schema import Model, ObjectName, violations
+from backends.schema import Model, violations
 from backends.spec import PoolSpecBase, VolumeSpec
 
 Object = dict[str, Any]
@@ -51,48 +54,104 @@ def quantities() -> st.SearchStrategy[str | int]:
     )
 
 
-def _strings(schema: Object) -> st.SearchStrategy[str]:
-    minimum, maximum = schema.get("minLength", 0), schema.get("maxLength", 10_000)
-    if "pattern" not in schema:
+_ALPHANUMERIC = "abcxyz019"
+
+
+def _labels() -> st.SearchStrategy[str]:
+    """Parts of DNS names (RFC 1123)."""
+    inner = st.text(_ALPHANUMERIC + "-", max_size=6)
+    return st.builds("{}{}{}".format, st.sampled_from("abz09"), inner, st.sampled_from("abz09"))
+
+
+def object_names() -> st.SearchStrategy[str]:
+    """Names of resources."""
+    return st.lists(_labels(), min_size=1, max_size=3).map(".".join)
+
+
+def names() -> st.SearchStrategy[str]:
+    """Names on the host."""
+    free = st.text(CHARACTERS, min_size=1, max_size=20).filter(_may_be_a_name)
+    return free | object_names() | st.sampled_from(list(filter(_may_be_a_name, TRICKY)))
+
+
+def _may_be_a_name(text: str) -> bool:
+    try:
+        check_name(text, what="name")
+    except errors.InvalidSpec:
+        return False
+    return True
+
+
+def absolute_paths() -> st.SearchStrategy[str]:
+    """Paths as a user may write them, some with doubled or trailing slashes."""
+    parts = st.text("abcXYZ019._- é/", min_size=1, max_size=12)
+    return st.lists(parts, min_size=1, max_size=4).map(lambda names: "/" + "/".join(names))
+
+
+def durations() -> st.SearchStrategy[str]:
+    """Spans of time."""
+    part = st.builds("{}{}".format, st.integers(0, 999), st.sampled_from(["ms", "s", "m", "h"]))
+    return st.lists(part, min_size=1, max_size=3).map("".join)
+
+
+def _pattern_of(kind: Any) -> str:
+    return str(TypeAdapter(kind).json_schema()["pattern"])
+
+
+_BY_PATTERN: dict[str, st.SearchStrategy[str]] = {
+    _pattern_of(schema.ObjectName): object_names(),
+    _pattern_of(schema.Name): names(),
+    _pattern_of(schema.AbsolutePath): absolute_paths(),
+    _pattern_of(schema.Duration): durations(),
+    _pattern_of(schema.Uuid): st.uuids().map(str),
+}
+
+
+def _strings(written: Object) -> st.SearchStrategy[str]:
+    minimum, maximum = written.get("minLength", 0), written.get("maxLength", 10_000)
+    pattern = written.get("pattern")
+    if pattern is None:
         return texts(minimum, min(maximum, 20))
-    drawn = st.from_regex(schema["pattern"], fullmatch=True, alphabet=CHARACTERS)
+    if pattern in _BY_PATTERN:
+        return _BY_PATTERN[pattern]
+    drawn = st.from_regex(pattern, fullmatch=True, alphabet=CHARACTERS)
     return drawn.filter(lambda text: minimum <= len(text) <= maximum)
 
 
-def _values(schema: Object, definitions: Object) -> st.SearchStrategy[Any]:
-    if "$ref" in schema:
-        return _values(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    if "anyOf" in schema:
-        (schema,) = (item for item in schema["anyOf"] if item.get("type") != "null")
-        return _values(schema, definitions)
-    if "enum" in schema:
-        return st.sampled_from(schema["enum"])
-    if schema.get("x-kubernetes-int-or-string"):
+def _values(written: Object, definitions: Object) -> st.SearchStrategy[Any]:
+    if "$ref" in written:
+        return _values(definitions[written["$ref"].rpartition("/")[2]], definitions)
+    if "anyOf" in written:
+        (written,) = (item for item in written["anyOf"] if item.get("type") != "null")
+        return _values(written, definitions)
+    if "enum" in written:
+        return st.sampled_from(written["enum"])
+    if written.get("x-kubernetes-int-or-string"):
         return quantities()
-    match schema["type"]:
+    match written["type"]:
         case "string":
-            return _strings(schema)
+            return _strings(written)
         case "integer":
-            return st.integers(schema.get("minimum", -(2**31)), schema.get("maximum", 2**31))
+            return st.integers(written.get("minimum", -(2**31)), written.get("maximum", 2**31))
         case "boolean":
             return st.booleans()
         case "array":
-            items, least = _values(schema["items"], definitions), schema.get("minItems", 0)
-            return st.lists(items, min_size=least, max_size=min(schema["maxItems"], least + 2))
+            items, least = _values(written["items"], definitions), written.get("minItems", 0)
+            return st.lists(items, min_size=least, max_size=min(written["maxItems"], least + 2))
         case _:
-            return _objects(schema, definitions)
+            return _objects(written, definitions)
 
 
-def _objects(schema: Object, definitions: Object) -> st.SearchStrategy[Object]:
+def _objects(written: Object, definitions: Object) -> st.SearchStrategy[Object]:
     properties = {
-        name: _values(item, definitions) for name, item in schema.get("properties", {}).items()
+        name: _values(item, definitions) for name, item in written.get("properties", {}).items()
     }
-    required = set(schema.get("required", ()))
+    required = set(written.get("required", ()))
     plain = st.fixed_dictionaries(
         {name: properties[name] for name in required},
         optional={name: item for name, item in properties.items() if name not in required},
     )
-    repair = _REPAIRS.get(schema["title"])
+    repair = _REPAIRS.get(written["title"])
 
     @st.composite
     def repaired(draw: st.DrawFn) -> Object:
@@ -149,7 +208,7 @@ def _repair_pool(draw: st.DrawFn, drawn: Object, properties: Properties) -> None
     if chosen.member_required:
         drawn.setdefault(chosen.member, draw(properties[chosen.member]))
     if chosen.target is TargetUse.REQUIRED:
-        drawn.setdefault("target", {}).setdefault("path", draw(_paths()))
+        drawn.setdefault("target", {}).setdefault("path", draw(absolute_paths()))
     if chosen.target is TargetUse.NONE:
         drawn.pop("target", None)
     if drawn.get("build", {}).get("policy") == "Overwrite":
@@ -182,15 +241,11 @@ _REPAIRS: dict[str, Repair] = {
 }
 
 
-def _paths() -> st.SearchStrategy[str]:
-    names = st.text("abcXYZ019._- é", min_size=1, max_size=12)
-    return st.lists(names, min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts))
-
-
+@cache
 def objects_of(model: type[Model]) -> st.SearchStrategy[Object]:
     """What a user may write for a model, as plain data in camelCase."""
-    schema = model.model_json_schema(by_alias=True)
-    return _objects(schema, schema.get("$defs", {}))
+    written = model.model_json_schema(by_alias=True)
+    return _objects(written, written.get("$defs", {}))
 
 
 def models_of(model: type[Model]) -> st.SearchStrategy[Any]:
@@ -205,12 +260,13 @@ def models_of(model: type[Model]) -> st.SearchStrategy[Any]:
     return drawn()
 
 
+@cache
 def pool_objects(kind: PoolType | None = None) -> st.SearchStrategy[Object]:
     """A pool's spec as a user may write it; of one pool type, or of any."""
-    schema = pool_spec().model_json_schema(by_alias=True)
+    written = pool_spec().model_json_schema(by_alias=True)
     if kind is not None:
-        schema["properties"]["type"]["enum"] = [kind.name]
-    return _objects(schema, schema["$defs"])
+        written["properties"]["type"] = {"type": "string", "enum": [kind.name]}
+    return _objects(written, written["$defs"])
 
 
 def pools(kind: PoolType | None = None) -> st.SearchStrategy[PoolSpecBase]:
@@ -225,8 +281,3 @@ def pools(kind: PoolType | None = None) -> st.SearchStrategy[PoolSpecBase]:
 def volumes() -> st.SearchStrategy[VolumeSpec]:
     """Specs of volumes."""
     return cast("st.SearchStrategy[VolumeSpec]", models_of(VolumeSpec))
-
-
-def object_names() -> st.SearchStrategy[str]:
-    """Names of resources."""
-    return _strings(TypeAdapter(ObjectName).json_schema()).filter(lambda name: len(name) <= 40)

@@ -1,38 +1,49 @@
-"""Making images and changing their size.
+"""Making image contents at a path that is ours alone, and changing their size.
 
-Raw images are made in this process, all others by qemu-img. The path is one that nobody else knows
-or can plant a link at (a staging directory); giving the image its name is the caller's part.
+The caller gives a path in a private directory and renames the result. Raw images are made in
+process; the others by qemu-img, which is told everything and opens nothing but what it makes
+(a vmdk overlay excepted, for which it reads its parent's identifier).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from backends import errors
 from backends.host import attributes
-from backends.images.formats import FORMATS, ImageFormat
-from backends.sizes import KIB, MIB, format_quantity, round_up
+from backends.images import allocating
+from backends.images.allocating import Checkpoint
+from backends.images.formats import FORMATS, SECTOR, ImageFormat, Maker, max_capacity
+from backends.sizes import MAX_SIZE, format_quantity, round_up
 
-Run = Callable[[Sequence[str]], object]
-"""Runs a command to its end and raises a ``errors.StorageError`` where it fails."""
+Run = Callable[[Sequence[str]], None]
+"""Runs a command to its end, or raises ``errors.StorageError``."""
 
-MIN_CLUSTER, MAX_CLUSTER = 512, 2 * MIB
-MIN_EXTENDED_CLUSTER = 16 * KIB
-"""Bounds of qcow2's cluster size in bytes; the last with extended L2 entries."""
+PREALLOCATIONS = {"Off": "off", "Metadata": "metadata", "Falloc": "falloc", "Full": "full"}
+"""qemu-img's words for ``preallocation``."""
 
-_ZEROS = bytes(MIB)
+COMPATS = ("0.10", "1.1")
+"""Versions of qcow2: 2 and 3."""
+
+_DEFAULT_COMPAT = "1.1"
+_EXTENDED_L2_CLUSTER = 16384
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """An image to make; sizes in bytes.
+    """An image to be made; sizes in bytes.
 
-    :param allocation: space to set aside; None for libvirt's default: all of a raw image, and
-        nothing of the others.
-    :param preallocation: ``Off``, ``Metadata``, ``Falloc`` or ``Full``; None leaves it to
-        ``allocation``.
+    :param format: a name of ``formats.FORMATS``.
+    :param allocation: space to set aside in a raw image; None for all of it, as in libvirt.
+    :param preallocation: ``Off``, ``Metadata``, ``Falloc`` or ``Full``. It goes before
+        ``allocation``; None is libvirt's default.
+    :param nocow: exempt the file from copy on write where the file system has that.
+    :param compat: ``0.10`` or ``1.1``; None for ``1.1``.
+    :param backing_path: name of the backing image as it is to stand in the header. It is not
+        looked at here.
     """
 
     format: str
@@ -48,221 +59,378 @@ class ImageRequest:
     backing_format: str | None = None
 
 
-def format_of(name: str) -> ImageFormat:
-    """The format of that name.
+def check(request: ImageRequest) -> None:
+    """Refuse what could never be made, before anything is done.
 
-    :raises errors.Unsupported: there is none.
+    A capacity of 0 passes for an overlay: the caller may not know it yet.
+
+    :raises errors.InvalidSpec: the request contradicts itself.
+    :raises errors.Unsupported: the format or qemu-img has no such thing.
     """
+    item = _format(request.format)
+    if not item.creatable:
+        raise errors.Unsupported(
+            f"A volume of format {request.format!r} can't be made: {item.why_not}.",
+            hint="Use raw or qcow2.",
+        )
+    _check_options(request, item)
+    _check_clusters(request, item)
+    _check_preallocation(request, item)
+    _check_backing(request, item)
+    _check_capacity(request, item, known=request.backing_path is None)
+
+
+def _format(name: str) -> ImageFormat:
     try:
         return FORMATS[name]
     except KeyError:
-        raise errors.Unsupported(
-            f"There is no image format {name!r}.", hint=f"Use one of {', '.join(FORMATS)}."
+        raise errors.InvalidSpec(
+            f"{name!r} is not a format of files.", hint=f"Use one of {', '.join(FORMATS)}."
         ) from None
 
 
+def _check_options(request: ImageRequest, item: ImageFormat) -> None:
+    asked = {
+        "compat": request.compat is not None,
+        "lazy_refcounts": request.lazy_refcounts,
+        "extended_l2": request.extended_l2,
+    }
+    for name, wanted in asked.items():
+        if wanted and name not in item.options:
+            raise errors.Unsupported(
+                f"Format {item.name!r} has no {name}.", hint="Leave it out or use qcow2."
+            )
+    if request.compat is not None and request.compat not in COMPATS:
+        raise errors.InvalidSpec(
+            f"compat {request.compat!r} is not a version of qcow2.",
+            hint=f"Use {' or '.join(COMPATS)}.",
+        )
+    if request.compat == COMPATS[0] and (request.lazy_refcounts or request.extended_l2):
+        name = "lazy_refcounts" if request.lazy_refcounts else "extended_l2"
+        raise errors.Unsupported(
+            f"{name} needs compat 1.1, and {request.compat} is declared.",
+            hint="Use compat 1.1 or leave the feature out.",
+        )
+
+
+def _check_clusters(request: ImageRequest, item: ImageFormat) -> None:
+    size = request.cluster_size
+    if size is None:
+        return
+    if item.cluster_sizes is None:
+        raise errors.Unsupported(
+            f"The cluster size of format {item.name!r} can't be chosen.", hint="Leave it out."
+        )
+    least, greatest = item.cluster_sizes
+    if request.extended_l2:
+        least = max(least, _EXTENDED_L2_CLUSTER)
+    if not least <= size <= greatest or size & (size - 1):
+        why = " with extended_l2" if request.extended_l2 else ""
+        raise errors.InvalidSpec(
+            f"A cluster size of {size} bytes can't be had.",
+            hint=f"Format {item.name!r} takes powers of two from {least} to {greatest}{why}.",
+        )
+
+
+def _check_preallocation(request: ImageRequest, item: ImageFormat) -> None:
+    kind = request.preallocation
+    if kind is None:
+        return
+    if kind not in PREALLOCATIONS:
+        raise errors.InvalidSpec(
+            f"{kind!r} is not a preallocation.", hint=f"Use {', '.join(PREALLOCATIONS)}."
+        )
+    if kind not in item.preallocations:
+        raise errors.Unsupported(
+            f"Format {item.name!r} can't be made with preallocation {kind}.",
+            hint=f"It takes {', '.join(sorted(item.preallocations))}.",
+        )
+    if kind != "Off" and request.backing_path is not None:
+        if kind == "Metadata":
+            raise errors.Unsupported(
+                "preallocation Metadata and a backing image exclude each other.",
+                hint="Leave one of them out.",
+            )
+        if not request.extended_l2:
+            raise errors.Unsupported(
+                f"preallocation {kind} of an overlay needs extended_l2.",
+                hint="Leave the preallocation out or turn extended_l2 on.",
+            )
+
+
+def _check_backing(request: ImageRequest, item: ImageFormat) -> None:
+    path = request.backing_path
+    if path is None:
+        return
+    if not item.backing:
+        raise errors.Unsupported(
+            f"A {item.name} image can't stand on another one.", hint="Use qcow2."
+        )
+    if request.backing_format is None:
+        raise errors.InvalidSpec(
+            f"The format of the backing image {path!r} is not given.",
+            hint="Declare it: it is never guessed.",
+        )
+    _format(request.backing_format)
+    if request.backing_format not in item.backing:
+        raise errors.Unsupported(
+            f"A {item.name} image can't stand on one of format {request.backing_format!r}.",
+            hint=f"It can on {', '.join(sorted(item.backing))}.",
+        )
+    _check_backing_name(path, item)
+
+
+def _check_backing_name(path: str, item: ImageFormat) -> None:
+    if not path or "\0" in path or len(os.fsencode(path)) > 1023:
+        raise errors.InvalidSpec(
+            "The path of the backing image is empty or too long for a header.",
+            hint="It has 1 to 1023 bytes.",
+        )
+    if ":" in path.partition("/")[0]:
+        raise errors.InvalidSpec(
+            f"qemu would take the backing path {path!r} for an address.",
+            hint="Give an absolute path.",
+        )
+    if item.name == "vmdk" and not os.path.isabs(path):
+        raise errors.Unsupported(
+            f"qemu-img reads the backing image of a vmdk, and {path!r} is relative.",
+            hint="Give an absolute path.",
+        )
+
+
+def _check_capacity(request: ImageRequest, item: ImageFormat, *, known: bool) -> None:
+    for what, size in (("capacity", request.capacity), ("allocation", request.allocation or 0)):
+        if not 0 <= size <= MAX_SIZE:
+            raise errors.InvalidSpec(f"The {what} {size} is not a size in bytes.")
+    if known and request.capacity == 0 and not item.takes_empty:
+        raise errors.Unsupported(
+            f"A {item.name} image can't be empty.", hint="Give a capacity above 0."
+        )
+    limit = max_capacity(item, request.cluster_size, extended_l2=request.extended_l2)
+    if request.capacity > limit:
+        raise errors.Unsupported(
+            f"A capacity of {format_quantity(request.capacity)} is too much for format "
+            f"{item.name!r}.",
+            hint=f"It holds at most {format_quantity(limit)}"
+            + (" with these clusters." if item.cluster_sizes else "."),
+        )
+
+
 def space_needed(request: ImageRequest) -> int:
-    """Bytes that making the image takes at once, metadata aside."""
-    if request.preallocation in ("Falloc", "Full"):
-        return request.capacity
-    if not format_of(request.format).headerless or request.preallocation == "Off":
-        return 0
+    """Bytes that making the image takes at once, its tables left out."""
+    if _format(request.format).maker is Maker.SELF:
+        return _raw_allocation(request)
+    return request.capacity if request.preallocation in ("Falloc", "Full") else 0
+
+
+def _raw_allocation(request: ImageRequest) -> int:
+    if request.preallocation is not None:
+        return 0 if request.preallocation == "Off" else request.capacity
     if request.allocation is None:
         return request.capacity
     return min(request.allocation, request.capacity)
 
 
-def check(request: ImageRequest) -> None:
-    """Refuse what could never be made, before anything is begun.
-
-    :raises errors.Unsupported: the format can't be made, or can't do what is asked of it.
-    :raises errors.InvalidSpec: values that contradict each other or are out of range.
-    """
-    kind = format_of(request.format)
-    if kind.unmade:
-        makeable = [item.name for item in FORMATS.values() if not item.unmade]
-        raise errors.Unsupported(
-            f"An image of format {kind.name} can't be made: {kind.unmade}.",
-            hint=f"Use one of {', '.join(makeable)}; one that is there can be adopted.",
-        )
-    if request.backing_path is not None and not kind.backing:
-        raise errors.Unsupported(
-            f"An image of format {kind.name} can't stand on another one.", hint="Use qcow2."
-        )
-    _check_preallocation(request, kind)
-    if kind.qcow2:
-        _check_qcow2(request)
-    elif request.compat or request.cluster_size or request.lazy_refcounts or request.extended_l2:
-        raise errors.Unsupported(
-            f"compat, clusterSize and features are qcow2's, and the format is {kind.name}.",
-            hint="Leave them out, or use qcow2.",
-        )
-
-
-def _check_preallocation(request: ImageRequest, kind: ImageFormat) -> None:
-    wanted = (request.preallocation or "Off").lower()
-    if wanted != "off" and wanted not in kind.preallocation:
-        possible = ", ".join(item.capitalize() for item in kind.preallocation)
-        raise errors.Unsupported(
-            f"An image of format {kind.name} can't be preallocated with {request.preallocation}.",
-            hint=f"Use {possible} or Off." if possible else "Leave preallocation out.",
-        )
-    if wanted != "off" and request.backing_path is not None:
-        raise errors.Unsupported(
-            "An image that stands on another one can't be preallocated.",
-            hint="Leave preallocation or backingStore out.",
-        )
-
-
-def _check_qcow2(request: ImageRequest) -> None:
-    if request.compat not in (None, "0.10", "1.1"):
-        raise errors.InvalidSpec(
-            f"compat is {request.compat!r}.", hint="qcow2 has 0.10 and 1.1; leave it out for 1.1."
-        )
-    if request.compat == "0.10" and (request.lazy_refcounts or request.extended_l2):
-        raise errors.InvalidSpec(
-            "lazyRefcounts and extendedL2 need compat 1.1, and compat is 0.10.",
-            hint="Leave compat out.",
-        )
-    size = request.cluster_size
-    if size is None:
-        return
-    smallest = MIN_EXTENDED_CLUSTER if request.extended_l2 else MIN_CLUSTER
-    if size & (size - 1) or not smallest <= size <= MAX_CLUSTER:
-        raise errors.InvalidSpec(
-            f"clusterSize is {format_quantity(size)}.",
-            hint=f"It has to be a power of two from {format_quantity(smallest)} to "
-            f"{format_quantity(MAX_CLUSTER)}.",
-        )
-
-
 def commands(request: ImageRequest, path: str) -> tuple[tuple[str, ...], ...]:
-    """The commands that make the image; none for a raw one.
+    """The commands that ``create`` runs; none for what is made in process.
 
-    The backing image is named and not opened (``-u``), and the size is always given: the caller
-    has looked at it, and a relative name would not be found from a staging directory.
+    The order of the options is libvirt's, so that the two can be compared.
     """
-    kind = format_of(request.format)
-    if kind.headerless:
+    item = _format(request.format)
+    if item.maker is not Maker.QEMU_IMG:
         return ()
-    backing: list[str] = []
-    if request.backing_path is not None:
-        backing = ["-u", "-b", request.backing_path, "-F", request.backing_format or "raw"]
-    options = _options(request, kind)
-    shown = ["-o", ",".join(options)] if options else []
-    size = str(round_up(request.capacity, kind.granularity))
-    return (("qemu-img", "create", "-q", "-f", kind.driver, *backing, *shown, path, size),)
+    backing = ("-b", request.backing_path) if request.backing_path is not None else ()
+    options = ",".join(f"{name}={_escaped(value)}" for name, value in _options(request, item))
+    return (
+        (
+            "qemu-img",
+            "create",
+            "-q",
+            "-u",
+            "-f",
+            item.driver,
+            *backing,
+            *(("-o", options) if options else ()),
+            _absolute(path),
+            str(request.capacity),
+        ),
+    )
 
 
-def _options(request: ImageRequest, kind: ImageFormat) -> list[str]:
-    options = list(kind.options)
-    if request.preallocation is not None and kind.preallocation:
-        options.append(f"preallocation={request.preallocation.lower()}")
-    if not kind.qcow2:
-        return options
+def _options(request: ImageRequest, item: ImageFormat) -> Iterator[tuple[str, str]]:
+    if request.backing_path is not None and request.backing_format is not None:
+        yield "backing_fmt", FORMATS[request.backing_format].driver
+    if request.preallocation is not None and len(item.preallocations) > 1:
+        yield "preallocation", PREALLOCATIONS[request.preallocation]
     if request.nocow:
-        options.append("nocow=on")
-    options.append(f"compat={request.compat or '1.1'}")
+        yield "nocow", "on"
+    if "compat" in item.options:
+        yield "compat", request.compat or _DEFAULT_COMPAT
     if request.cluster_size is not None:
-        options.append(f"cluster_size={request.cluster_size}")
+        yield "cluster_size", str(request.cluster_size)
     if request.lazy_refcounts:
-        options.append("lazy_refcounts=on")
+        yield "lazy_refcounts", "on"
     if request.extended_l2:
-        options.append("extended_l2=on")
-    return options
+        yield "extended_l2", "on"
+    if item.driver == "vpc":
+        yield "force_size", "on"
 
 
-def create(request: ImageRequest, path: str, run: Run) -> None:
-    """Make the image at a path where nothing is. It is not synced; publishing it does that.
+def _escaped(value: str) -> str:
+    """qemu's option lists end a value at a comma, and take two for one."""
+    return value.replace(",", ",,")
 
-    :raises errors.NoSpace: the file system is full.
+
+def _absolute(path: str) -> str:
+    """A relative path could read as an option or, with a colon, as an address."""
+    if not os.path.isabs(path):
+        raise ValueError(f"{path!r} is not an absolute path")
+    return path
+
+
+def create(
+    request: ImageRequest, path: str, run: Run, *, checkpoint: Checkpoint = lambda done: None
+) -> None:
+    """Make the image, and see that it is on the disk.
+
+    A failure may leave a part of it at ``path``, for the caller to remove.
+
+    :param path: absolute, in a directory of the caller's own; nothing stands there.
+    :raises errors.AlreadyExists: something stands there.
+    :raises errors.NoSpace: the space to set aside is not there.
     """
     check(request)
-    for command in commands(request, path):
-        run(command)
-    if format_of(request.format).headerless:
-        try:
-            _create_raw(request, path)
-        except OSError as error:
-            raise errors.from_os_error(error, doing="make a raw image") from error
+    _check_capacity(request, _format(request.format), known=True)
+    if _format(request.format).maker is Maker.SELF:
+        _create_raw(request, path, checkpoint)
+        return
+    if os.path.lexists(path):
+        raise _standing(path)
+    for argv in commands(request, path):
+        run(argv)
+    with _translated(f"write {path} to the disk"), _opened(path, os.O_RDONLY) as fd:
+        os.fsync(fd)
 
 
-def _create_raw(request: ImageRequest, path: str) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def _create_raw(request: ImageRequest, path: str, checkpoint: Checkpoint) -> None:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
     try:
-        if request.nocow:
-            _set_nocow(fd)
-        os.ftruncate(fd, request.capacity)
-        needed = space_needed(request)
-        if request.preallocation == "Full":
-            _write_zeros(fd, needed)
-        elif needed:
-            os.posix_fallocate(fd, 0, needed)
+        with _translated(f"create {path}"), _opened(_absolute(path), flags) as fd:
+            if request.nocow:
+                _exempt_from_copying(fd)
+            os.ftruncate(fd, request.capacity)
+            if request.preallocation == "Full":
+                allocating.write_zeros(fd, 0, request.capacity, checkpoint)
+            else:
+                allocating.allocate(fd, 0, _raw_allocation(request), checkpoint)
+            os.fsync(fd)
+    except FileExistsError:
+        raise _standing(path) from None
+
+
+def _standing(path: str) -> errors.AlreadyExists:
+    return errors.AlreadyExists(
+        f"Could not create {path}: something stands there.", hint="Choose another name."
+    )
+
+
+@contextlib.contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
     finally:
         os.close(fd)
 
 
-def _set_nocow(fd: int) -> None:
-    """Turn copy-on-write off where the file system has it; elsewhere there is none to turn off."""
+@contextlib.contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise errors.from_os_error(error, doing=doing) from error
+
+
+def _exempt_from_copying(fd: int) -> None:
+    """libvirt takes ``nocow`` for a wish: a file system without copy on write has nothing to do."""
     try:
         attributes.set_nocow(fd, nocow=True)
     except OSError as error:
-        if error.errno not in attributes.NO_SUCH_FLAG:
+        if error.errno not in allocating.UNSUPPORTED:
             raise
 
 
-def _write_zeros(fd: int, length: int) -> None:
-    view = memoryview(_ZEROS)
-    offset = 0
-    while offset < length:
-        offset += os.pwrite(fd, view[: length - offset], offset)
+def check_resize(format: str, *, shrink: bool, allocate: bool) -> None:
+    """Refuse a change of size that the format does not have.
+
+    :raises errors.Unsupported: qemu-img can't do it; libvirt allocates only in raw images.
+    """
+    item = _format(format)
+    if not (item.shrinks if shrink else item.grows):
+        raise errors.Unsupported(
+            f"A {item.name} image can't {'shrink' if shrink else 'grow'}.",
+            hint="Convert it to qcow2 or raw, or declare the capacity that it has.",
+        )
+    if allocate and item.maker is not Maker.SELF:
+        raise errors.Unsupported(
+            f"The space that is added to a {item.name} image can't be allocated at once.",
+            hint="Leave resize.allocate out.",
+        )
 
 
 def resize_commands(
-    format: str, path: str, capacity: int, *, shrink: bool, allocate: bool = False
+    format: str, path: str, capacity: int, *, shrink: bool
 ) -> tuple[tuple[str, ...], ...]:
-    """The commands that change an image's size; none for a raw one.
-
-    :raises errors.Unsupported: qemu-img can't do this with images of the format.
-    """
-    kind = format_of(format)
-    if not (kind.shrinks if shrink else kind.grows):
-        raise errors.Unsupported(
-            f"An image of format {kind.name} can't {'shrink' if shrink else 'grow'}.",
-            hint="Declare the size that it has, or make a new volume.",
-        )
-    if kind.headerless:
+    """The commands that ``resize`` runs; none for what is done in process."""
+    item = _format(format)
+    if item.maker is not Maker.QEMU_IMG:
         return ()
-    if allocate and not shrink and not kind.preallocation:
-        raise errors.Unsupported(
-            f"The space that is added to an image of format {kind.name} can't be allocated.",
-            hint="Leave resize.allocate out.",
-        )
-    how = ["--shrink"] if shrink else ["--preallocation=falloc"] if allocate else []
-    size = str(round_up(capacity, kind.granularity))
-    return (("qemu-img", "resize", "-q", *how, "-f", kind.driver, path, size),)
+    size = str(round_up(capacity, SECTOR))
+    shrinking = ("--shrink",) if shrink else ()
+    return (("qemu-img", "resize", "-q", *shrinking, "-f", item.driver, _absolute(path), size),)
 
 
 def resize(
-    format: str, path: str, capacity: int, *, shrink: bool, allocate: bool, run: Run
+    format: str,
+    path: str,
+    capacity: int,
+    *,
+    shrink: bool,
+    allocate: bool,
+    run: Run,
+    checkpoint: Checkpoint = lambda done: None,
 ) -> None:
-    """Give an image another size. What is added reads as zeros; doing it twice changes nothing."""
-    for command in resize_commands(format, path, capacity, shrink=shrink, allocate=allocate):
-        run(command)
-    if format_of(format).headerless:
-        try:
-            _resize_raw(path, capacity, allocate=allocate)
-        except OSError as error:
-            raise errors.from_os_error(error, doing="resize a raw image") from error
+    """Give an image another size.
+
+    :param path: absolute. qemu-img follows a link there; a raw image is never opened by one.
+    :param capacity: bytes; formats other than raw round it up to ``SECTOR``.
+    :param shrink: what lies past ``capacity`` may be lost.
+    :param allocate: set aside the space that is added; raw images only.
+    :raises errors.ShrinkNotAllowed: a raw image is larger and ``shrink`` is not set.
+    :raises errors.Unsupported: the format can't.
+    """
+    check_resize(format, shrink=shrink, allocate=allocate)
+    if _format(format).maker is Maker.SELF:
+        _resize_raw(path, capacity, shrink, allocate, checkpoint)
+        return
+    for argv in resize_commands(format, path, capacity, shrink=shrink):
+        run(argv)
 
 
-def _resize_raw(path: str, capacity: int, *, allocate: bool) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        before = os.fstat(fd).st_size
-        if allocate and capacity > before:
-            os.posix_fallocate(fd, before, capacity - before)
+def _resize_raw(
+    path: str, capacity: int, shrink: bool, allocate: bool, checkpoint: Checkpoint
+) -> None:
+    with _translated(f"resize {path}"), _opened(_absolute(path), os.O_RDWR) as fd:
+        former = os.fstat(fd).st_size
+        if capacity < former and not shrink:
+            raise errors.ShrinkNotAllowed(
+                f"{path} has {format_quantity(former)}, and would lose what lies past "
+                f"{format_quantity(capacity)}.",
+                hint="Set resize.allowShrink to allow it.",
+            )
+        if allocate:
+            allocating.allocate(fd, former, capacity, checkpoint)
         os.ftruncate(fd, capacity)
         os.fsync(fd)
-    finally:
-        os.close(fd)

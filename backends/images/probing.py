@@ -1,9 +1,9 @@
-"""What the header of an image says, read in this process and within bounds.
+"""Reading image headers in process.
 
-An image is hostile until shown otherwise: nothing that a header says decides how much is read,
-and a name in it is only reported, never opened, unless a caller follows the chain. Layouts are
-those of qemu's docs/interop (qcow2, qed, vmdk, vpc, vdi as its block drivers read them) and of the
-LUKS on-disk format specifications, versions 1 and 2.
+A header is written by whoever made the image, which may be a guest or an attacker. So nothing in
+it is believed: every read is bounded, whatever sizes the header gives, and what does not add up
+is refused. Sources: qemu's docs/interop (qcow2, qed, parallels), the VMDK, VHD and LUKS on-disk
+format specifications, and qemu's and libvirt's behaviour where those leave a choice.
 """
 
 from __future__ import annotations
@@ -13,40 +13,55 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 from backends import errors
+from backends.images.formats import FORMATS, SECTOR, same
 from backends.sizes import MAX_SIZE
 
 HEAD = 4096
-"""Bytes that are read from the start of each image."""
-
-MAX_NAME = 1023
-"""Longest name of a backing file, in bytes (qcow2 specification)."""
+"""What is read of every image, in bytes."""
 
 MAX_EXTENSIONS = 64 * 1024
-"""Bytes of qcow2 header extensions that are looked through; qemu stops at the first cluster."""
+"""How far into a qcow2 image its header extensions are looked at, in bytes."""
 
-MAX_DESCRIPTOR = 64 * 1024
+MAX_READ = HEAD + MAX_EXTENSIONS
+"""The most that is read of any image without LUKS2, in bytes."""
+
 MAX_LUKS_JSON = 4 * 2**20
-MAX_DEPTH = 200
-"""Images of a chain that are followed."""
+"""The largest header of LUKS2 (its specification, section 2.1), in bytes."""
 
-_SECTOR = 512
-_ISO_MAGIC_AT = 32769
+MAX_NAME = 1023
+"""The longest name of another file (qcow2 specification), in bytes."""
+
+MAX_CHAIN = 200
+"""How many images may stand on one another; libvirt's limit is the same."""
+
+_EXTENSION_COUNT = 256
+_MAX_DESCRIPTOR = 64 * 1024
+_MAX_EXTENTS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageHeader:
-    """What a header says; sizes in bytes.
+    """What the header of an image says; sizes and offsets in bytes.
 
-    :param format: libvirt's name; ``raw`` for content that nothing is known of.
-    :param capacity: the virtual size.
-    :param backing_path: the name as it stands in the header.
-    :param backing_format: the format that the header declares for it; None where it says nothing.
-    :param data_file: name of a qcow2 image's external data file.
-    :param encryption: ``luks`` or ``qcow`` (the old AES scheme).
+    :param format: libvirt's name of the format; ``raw`` for contents of no known form.
+    :param capacity: the size that a user of the image sees, without a LUKS header before it.
+    :param backing_path: as the header has it, with surrogates for bytes that are not UTF-8.
+    :param backing_format: libvirt's name; None where the header gives none.
+    :param data_file: the external data file of a qcow2; empty where the header does not name it.
+    :param extents: further files that a vmdk descriptor says hold its data.
+    :param encryption: ``luks`` or ``qcow``.
+    :param payload_offset: where the data begins behind a LUKS header before a raw volume.
+    :param luks_version: 1 or 2, for such a header.
+    :param compat: of qcow2: ``0.10`` or ``1.1``.
+    :param cluster_size: the unit of allocation.
+    :param dirty: qcow2: reference counts need a repair; qed: a check.
+    :param corrupt: qcow2: marked as inconsistent.
+    :param snapshots: count of internal snapshots of a qcow2.
+    :param remark: what raw contents look like that libvirt has no format for.
     """
 
     format: str
@@ -54,21 +69,500 @@ class ImageHeader:
     backing_path: str | None = None
     backing_format: str | None = None
     data_file: str | None = None
+    extents: tuple[str, ...] = ()
     encryption: str | None = None
+    payload_offset: int | None = None
+    luks_version: int | None = None
     compat: str | None = None
     cluster_size: int | None = None
     lazy_refcounts: bool | None = None
     extended_l2: bool | None = None
-    corrupt: bool = False
-    snapshots: int = 0
+    dirty: bool | None = None
+    corrupt: bool | None = None
+    snapshots: int | None = None
+    remark: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
+class _Image:
+    """An open image that gives out at most ``budget`` bytes."""
+
+    fd: int
+    size: int
+    budget: int = MAX_READ
+    head: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.head = self.some(0, HEAD)
+
+    def some(self, offset: int, length: int) -> bytes:
+        """The bytes of a range, fewer at the end of the file.
+
+        :raises errors.ProbeFailed: the file was cut meanwhile.
+        """
+        length = min(length, self.size - offset)
+        if length <= 0 or offset < 0:
+            return b""
+        self.budget -= length
+        if self.budget < 0:
+            raise _malformed("its header needs too much reading")
+        try:
+            found = os.pread(self.fd, length, offset)
+        except OSError as error:
+            raise errors.from_os_error(error, doing="read the header of an image") from error
+        if len(found) != length:
+            raise _malformed("it was cut while it was read")
+        return found
+
+    def at(self, offset: int, length: int) -> bytes:
+        """Exactly the bytes of a range.
+
+        :raises errors.ProbeFailed: it reaches past the end of the file.
+        """
+        if offset >= 0 and offset + length <= len(self.head):
+            return self.head[offset : offset + length]
+        found = self.some(offset, length)
+        if len(found) != length:
+            raise _malformed(f"its header points past the end, to byte {offset + length}")
+        return found
+
+    def unpack(self, layout: str, offset: int) -> tuple[int, ...]:
+        return struct.unpack(layout, self.at(offset, struct.calcsize(layout)))
+
+    def number(self, layout: str, offset: int) -> int:
+        return self.unpack(layout, offset)[0]
+
+
+def probe(fd: int) -> ImageHeader:
+    """Say what an image is by its header. No process is started, and ``fd``'s position is kept.
+
+    :param fd: a regular file or block device, open for reading.
+    :raises errors.ProbeFailed: a header of a known form that is cut off or does not add up.
+    :raises errors.StorageError: the file could not be read.
+    """
+    image = _Image(fd, _size(fd))
+    header = _bounded(_read(image))
+    if _size(fd) < image.size:
+        raise _malformed("it was cut while it was read")
+    return header
+
+
+def _read(image: _Image) -> ImageHeader:
+    for offset, magic, read in _MAGICS:
+        if image.head.startswith(magic, offset):
+            return read(image)
+    if image.some(_ISO_OFFSET, len(_ISO_MAGIC)) == _ISO_MAGIC:
+        return ImageHeader(format="iso", capacity=image.size)
+    footer = image.some(image.size - SECTOR, SECTOR)
+    if _is_fixed_vhd(footer, image.size):
+        return _read_vhd_footer(footer)
+    return ImageHeader(format="raw", capacity=image.size, remark=_remark(image.head))
+
+
+def _size(fd: int) -> int:
+    facts = os.fstat(fd)
+    if stat.S_ISREG(facts.st_mode):
+        return facts.st_size
+    if not stat.S_ISBLK(facts.st_mode):
+        raise errors.ProbeFailed(
+            "Could not read the header of an image: it is neither a file nor a block device."
+        )
+    position = os.lseek(fd, 0, os.SEEK_CUR)
+    try:
+        return os.lseek(fd, 0, os.SEEK_END)
+    finally:
+        os.lseek(fd, position, os.SEEK_SET)
+
+
+def _bounded(header: ImageHeader) -> ImageHeader:
+    if not 0 <= header.capacity <= MAX_SIZE:
+        raise _malformed(f"its header gives a size of {header.capacity} bytes")
+    return header
+
+
+def _malformed(why: str) -> errors.ProbeFailed:
+    return errors.ProbeFailed(
+        f"The image can't be understood: {why}.",
+        hint="It is damaged, or it is no image: declare it raw if it is not.",
+    )
+
+
+def _name(image: _Image, offset: int, length: int, *, area: int) -> str | None:
+    """A file name in the header; None for an empty one.
+
+    :param area: how many bytes at the start of the file may hold it.
+    """
+    if length > MAX_NAME:
+        raise _malformed(f"it has a name of {length} bytes")
+    if offset + length > area:
+        raise _malformed(f"the name at byte {offset} is past the end of its header")
+    return os.fsdecode(image.at(offset, length).partition(b"\0")[0]) or None
+
+
+def _cluster_size(bits: int, least: int, greatest: int) -> int:
+    if not least <= bits <= greatest:
+        raise _malformed(f"it has clusters of 2**{bits} bytes")
+    return 1 << bits
+
+
+_ENCRYPTIONS = {0: None, 1: "qcow", 2: "luks"}
+
+
+def _read_qcow(image: _Image) -> ImageHeader:
+    version = image.number(">I", 4)
+    if version == 1:
+        return _read_qcow1(image)
+    if version in (2, 3):
+        return _read_qcow2(image, version)
+    raise _malformed(f"it is a qcow image of version {version}, which is not known")
+
+
+def _read_qcow1(image: _Image) -> ImageHeader:
+    name_offset, name_length, _, size, bits, _, method = image.unpack(">QIIQBB2xI", 8)
+    return ImageHeader(
+        format="qcow",
+        capacity=size,
+        backing_path=_name(image, name_offset, name_length, area=MAX_READ) if name_offset else None,
+        encryption=_encryption(method),
+        cluster_size=_cluster_size(bits, 9, 16),
+    )
+
+
+def _encryption(method: int) -> str | None:
+    if method not in _ENCRYPTIONS:
+        raise _malformed(f"its encryption has number {method}, which is not known")
+    return _ENCRYPTIONS[method]
+
+
+_QCOW2_V2_LENGTH = 72
+_QCOW2_V3_LENGTH = 104
+_DIRTY, _CORRUPT, _DATA_FILE, _EXTENDED_L2 = 1, 2, 4, 16
+_LAZY_REFCOUNTS = 1
+
+
+def _read_qcow2(image: _Image, version: int) -> ImageHeader:
+    name_offset, name_length, bits, size, method = image.unpack(">QIIQI", 8)
+    (snapshots,) = image.unpack(">I", 60)
+    cluster_size = _cluster_size(bits, 9, 21)
+    incompatible, compatible, length, least = 0, 0, _QCOW2_V2_LENGTH, _QCOW2_V2_LENGTH
+    if version == 3:
+        incompatible, compatible = image.unpack(">QQ", 72)
+        length, least = image.number(">I", 100), _QCOW2_V3_LENGTH
+    if not least <= length <= cluster_size:
+        raise _malformed(f"its header claims {length} bytes")
+    end = name_offset if name_offset else cluster_size
+    if end > cluster_size:
+        raise _malformed(f"the name at byte {name_offset} is past the end of its header")
+    extensions = _qcow2_extensions(image, length, end)
+    path = _name(image, name_offset, name_length, area=cluster_size) if name_offset else None
+    return ImageHeader(
+        format="qcow2",
+        capacity=size,
+        backing_path=path,
+        backing_format=_backing_format(extensions.get(_BACKING_FORMAT)) if path else None,
+        data_file=_data_file(extensions.get(_DATA_FILE_NAME))
+        if incompatible & _DATA_FILE
+        else None,
+        encryption=_encryption(method),
+        compat="1.1" if version == 3 else "0.10",
+        cluster_size=cluster_size,
+        lazy_refcounts=bool(compatible & _LAZY_REFCOUNTS),
+        extended_l2=bool(incompatible & _EXTENDED_L2),
+        dirty=bool(incompatible & _DIRTY),
+        corrupt=bool(incompatible & _CORRUPT),
+        snapshots=snapshots,
+    )
+
+
+_BACKING_FORMAT = 0xE2792ACA
+_DATA_FILE_NAME = 0x44415441
+_KEPT = {_BACKING_FORMAT: 15, _DATA_FILE_NAME: MAX_NAME}
+"""Header extensions that are of use, with the length that qemu takes at most."""
+
+
+def _qcow2_extensions(image: _Image, start: int, end: int) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    offset = start
+    for _ in range(_EXTENSION_COUNT):
+        if offset + 8 > min(end, image.size):
+            return found
+        kind, length = image.unpack(">II", offset)
+        if kind == 0:
+            return found
+        if offset + 8 + length > end:
+            raise _malformed(f"the extension at byte {offset} claims {length} bytes")
+        if kind in _KEPT:
+            if length > _KEPT[kind]:
+                raise _malformed(f"the name at byte {offset} has {length} bytes")
+            found[kind] = image.at(offset + 8, length)
+        offset += 8 + (length + 7) // 8 * 8
+    raise _malformed(f"it has more than {_EXTENSION_COUNT} header extensions")
+
+
+_FORMATS_OF_DRIVERS = {"host_device": "raw", "file": "raw"}
+"""Words that old versions of qemu wrote for a raw backing image."""
+
+
+def _backing_format(written: bytes | None) -> str | None:
+    if not written:
+        return None
+    try:
+        text = written.partition(b"\0")[0].decode("ascii")
+    except UnicodeDecodeError:
+        text = ""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
+        raise _malformed("the format of its backing image is not a word")
+    return _FORMATS_OF_DRIVERS.get(text, text)
+
+
+def _data_file(written: bytes | None) -> str:
+    return os.fsdecode((written or b"").partition(b"\0")[0])
+
+
+_QED_BACKING, _QED_CHECK, _QED_RAW_BACKING = 1, 2, 4
+
+
+def _read_qed(image: _Image) -> ImageHeader:
+    cluster_size, _, header_clusters, features = image.unpack("<IIIQ", 4)
+    size, name_offset, name_length = image.unpack("<QII", 48)
+    if cluster_size & (cluster_size - 1) or not 2**12 <= cluster_size <= 2**26:
+        raise _malformed(f"its clusters have {cluster_size} bytes")
+    path = None
+    if features & _QED_BACKING:
+        area = cluster_size * header_clusters
+        path = _name(image, name_offset, name_length, area=area)
+    return ImageHeader(
+        format="qed",
+        capacity=size,
+        backing_path=path,
+        backing_format="raw" if path and features & _QED_RAW_BACKING else None,
+        cluster_size=cluster_size,
+        dirty=bool(features & _QED_CHECK),
+    )
+
+
+_DESCRIPTOR_MAGIC = b"# Disk DescriptorFile"
+_PARENT = re.compile(rb'^[ \t]*parentFileNameHint[ \t]*=[ \t]*"([^"\r\n]*)', re.MULTILINE)
+_EXTENT = re.compile(
+    rb"^[ \t]*(?:RW|RDONLY|NOACCESS)[ \t]+([0-9]{1,19})[ \t]+[A-Z0-9]{1,16}"
+    rb'(?:[ \t]+"([^"\r\n]*)")?',
+    re.MULTILINE,
+)
+
+
+def _read_vmdk_sparse(image: _Image) -> ImageHeader:
+    version, _, sectors, grain, descriptor, descriptor_sectors = image.unpack("<IIQQQQ", 4)
+    if version not in (1, 2, 3):
+        raise _malformed(f"it is a vmdk image of version {version}, which is not known")
+    text = b""
+    if descriptor:
+        length = min(descriptor_sectors * SECTOR, _MAX_DESCRIPTOR)
+        text = image.some(descriptor * SECTOR, length).partition(b"\0")[0]
+    path = _parent(text)
+    return ImageHeader(
+        format="vmdk",
+        capacity=sectors * SECTOR,
+        backing_path=path,
+        backing_format="vmdk" if path else None,
+        cluster_size=grain * SECTOR if 0 < grain <= 2**32 else None,
+    )
+
+
+def _parent(descriptor: bytes) -> str | None:
+    found = _PARENT.search(descriptor)
+    if found is None or not found[1]:
+        return None
+    if len(found[1]) > MAX_NAME:
+        raise _malformed(f"it has a name of {len(found[1])} bytes")
+    return os.fsdecode(found[1])
+
+
+def _read_vmdk_descriptor(image: _Image) -> ImageHeader:
+    text = image.some(0, _MAX_DESCRIPTOR).partition(b"\0")[0]
+    extents = _EXTENT.findall(text)
+    if len(extents) > _MAX_EXTENTS:
+        raise _malformed(f"it is made of {len(extents)} files")
+    path = _parent(text)
+    return ImageHeader(
+        format="vmdk",
+        capacity=sum(int(sectors) for sectors, _ in extents) * SECTOR,
+        backing_path=path,
+        backing_format="vmdk" if path else None,
+        extents=tuple(os.fsdecode(name) for _, name in extents if name),
+    )
+
+
+def _read_vmdk_cowd(image: _Image) -> ImageHeader:
+    sectors, grain = image.unpack("<II", 12)
+    return ImageHeader(
+        format="vmdk", capacity=sectors * SECTOR, cluster_size=grain * SECTOR or None
+    )
+
+
+_VDI_VERSION = 0x00010001
+
+
+def _read_vdi(image: _Image) -> ImageHeader:
+    version = image.number("<I", 68)
+    if version != _VDI_VERSION:
+        raise _malformed(f"it is a vdi image of version {version:#x}, which is not known")
+    size, block = image.unpack("<QI", 368)
+    return ImageHeader(
+        format="vdi",
+        capacity=-(-size // SECTOR) * SECTOR,
+        cluster_size=block or None,
+    )
+
+
+_VHD_MAGIC = b"conectix"
+_VHD_FIXED = 2
+_VHD_MOST_SECTORS = 65535 * 16 * 255
+_VHD_EXACT = (b"win ", b"qem2", b"d2v ", b"tap\0", b"CTXS", b"wa\0\0")
+"""Makers whose disks have the size that is given; others go by the geometry (qemu's vpc)."""
+
+
+def _vhd_checksum_holds(footer: bytes) -> bool:
+    """The ones' complement of the sum of all other bytes (VHD specification)."""
+    (written,) = struct.unpack_from(">I", footer, 64)
+    total = sum(footer) - sum(footer[64:68])
+    return bool(~total & 0xFFFFFFFF == written)
+
+
+def _is_fixed_vhd(footer: bytes, size: int) -> bool:
+    """A fixed VHD has nothing before its data, so its footer has to be right in all."""
+    if len(footer) != SECTOR or not footer.startswith(_VHD_MAGIC):
+        return False
+    (kind,) = struct.unpack_from(">I", footer, 60)
+    (claimed,) = struct.unpack_from(">Q", footer, 48)
+    return kind == _VHD_FIXED and claimed <= size - SECTOR and _vhd_checksum_holds(footer)
+
+
+def _read_vhd_footer(footer: bytes) -> ImageHeader:
+    if not _vhd_checksum_holds(footer):
+        raise _malformed("the checksum of its header is wrong")
+    size, cylinders, heads, sectors = struct.unpack_from(">QHBB", footer, 48)
+    by_geometry = cylinders * heads * sectors
+    exact = footer[28:32] in _VHD_EXACT or by_geometry == _VHD_MOST_SECTORS
+    return ImageHeader(
+        format="vpc", capacity=size // SECTOR * SECTOR if exact else by_geometry * SECTOR
+    )
+
+
+def _read_vhd(image: _Image) -> ImageHeader:
+    header = _read_vhd_footer(image.at(0, SECTOR))
+    start = image.number(">Q", 16)
+    if image.some(start, 8) != b"cxsparse":
+        raise _malformed("the second header of the vhd image is not where the first says")
+    return replace(header, cluster_size=image.number(">I", start + 32) or None)
+
+
+def _read_cow(image: _Image) -> ImageHeader:
+    version = image.number(">I", 4)
+    if version != 2:
+        raise _malformed(f"it is a cow image of version {version}, which is not known")
+    name = image.at(8, 1024).partition(b"\0")[0]
+    if len(name) > MAX_NAME:
+        raise _malformed("its backing name does not end")
+    return ImageHeader(
+        format="cow", capacity=image.number(">Q", 1036), backing_path=os.fsdecode(name) or None
+    )
+
+
+def _read_ploop(image: _Image) -> ImageHeader:
+    return ImageHeader(format="ploop", capacity=image.number("<Q", 36) * SECTOR)
+
+
+_BOCHS_SIZE_AT = {0x10000: 84, 0x20000: 88}
+
+
+def _read_bochs(image: _Image) -> ImageHeader:
+    version = image.number("<I", 64)
+    if version not in _BOCHS_SIZE_AT:
+        raise _malformed(f"it is a bochs image of version {version:#x}, which is not known")
+    size = image.number("<Q", _BOCHS_SIZE_AT[version])
+    return ImageHeader(format="bochs", capacity=size // SECTOR * SECTOR)
+
+
+def _read_cloop(image: _Image) -> ImageHeader:
+    block, count = image.unpack(">II", 128)
+    return ImageHeader(format="cloop", capacity=block * count)
+
+
+def _read_luks(image: _Image) -> ImageHeader:
+    version = image.number(">H", 6)
+    readers = {1: _luks1_payload, 2: _luks2_payload}
+    if version not in readers:
+        raise _malformed(f"it has a LUKS header of version {version}, which is not known")
+    offset = readers[version](image)
+    return ImageHeader(
+        format="raw",
+        capacity=max(0, image.size - offset),  # a backup of the header alone holds no data
+        encryption="luks",
+        payload_offset=offset,
+        luks_version=version,
+    )
+
+
+def _luks1_payload(image: _Image) -> int:
+    return image.number(">I", 104) * SECTOR
+
+
+_LUKS2_BINARY = 4096
+
+
+def _luks2_payload(image: _Image) -> int:
+    length = image.number(">Q", 8)
+    if not _LUKS2_BINARY < length <= MAX_LUKS_JSON:
+        raise _malformed(f"its LUKS2 header claims {length} bytes")
+    image.budget = length
+    area = image.at(_LUKS2_BINARY, length - _LUKS2_BINARY).partition(b"\0")[0]
+    try:
+        segments = json.loads(area)["segments"]
+        offset = min(int(segment["offset"]) for segment in segments.values())
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
+        offset = -1
+    if offset < 0:
+        raise _malformed("its LUKS2 header describes no segment")
+    return offset
+
+
+_ISO_OFFSET, _ISO_MAGIC = 32769, b"CD001"
+
+_MAGICS: tuple[tuple[int, bytes, Callable[[_Image], ImageHeader]], ...] = (
+    (0, b"QFI\xfb", _read_qcow),
+    (0, b"QED\0", _read_qed),
+    (0, b"KDMV", _read_vmdk_sparse),
+    (0, b"COWD", _read_vmdk_cowd),
+    (0, _DESCRIPTOR_MAGIC, _read_vmdk_descriptor),
+    (0, _VHD_MAGIC, _read_vhd),
+    (0, b"OOOM", _read_cow),
+    (0, b"WithouFreSpacExt", _read_ploop),
+    (0, b"Bochs Virtual HD Image\0", _read_bochs),
+    (0, b"#!/bin/sh\n#V2.0 Format\n", _read_cloop),
+    (0, b"LUKS\xba\xbe", _read_luks),
+    (64, b"\x7f\x10\xda\xbe", _read_vdi),
+)
+
+_REMARKS = (
+    (b"vhdxfile", "its contents look like vhdx"),
+    (b"WithoutFreeSpace", "its contents look like a Parallels image"),
+)
+"""What libvirt takes for raw, and so do we."""
+
+
+def _remark(head: bytes) -> str:
+    return next((text for magic, text in _REMARKS if head.startswith(magic)), "")
+
+
+@dataclass(frozen=True, slots=True)
 class BackingLink:
-    """One image of a chain, below the one that names it.
+    """One image that another stands on.
 
-    :param present: None for a name that is not a file (``nbd://``, ``json:``).
-    :param problem: why it can't be read.
+    :param path: where it is; control characters and what is not UTF-8 are escaped.
+    :param format: as the image above says; ``raw`` where that says nothing.
+    :param present: None for what is not a file of this host.
+    :param problem: why it can't be used; empty where all is well.
+    :param capacity: bytes; None where it is not known.
     """
 
     path: str
@@ -78,375 +572,117 @@ class BackingLink:
     capacity: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Image:
-    """An open image and its first bytes."""
-
-    fd: int
-    size: int
-    head: bytes
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Exactly so many bytes.
-
-        :raises errors.ProbeFailed: the image ends before.
-        """
-        if offset < 0 or offset + length > self.size:
-            raise errors.ProbeFailed("The header points past the end of the image.")
-        return _read(self.fd, offset, length)
-
-    def unpack(self, layout: str, offset: int = 0) -> tuple[int, ...]:
-        """Numbers of the header.
-
-        :raises errors.ProbeFailed: the header is cut short.
-        """
-        try:
-            return struct.unpack_from(layout, self.head, offset)
-        except struct.error:
-            raise errors.ProbeFailed("The header is cut short.") from None
-
-    def name(self, offset: int, length: int) -> str:
-        """A file name in the header."""
-        if length > MAX_NAME:
-            raise errors.ProbeFailed(f"The header has a name of {length} bytes.")
-        return os.fsdecode(self.read(offset, length).split(b"\0", 1)[0])
-
-
-def probe(fd: int) -> ImageHeader:
-    """Read the header of an open image: a regular file or a block device.
-
-    :raises errors.ProbeFailed: it has the magic of a format, and what follows makes no sense.
-    """
-    size = _size(fd)
-    image = _Image(fd, size, _read(fd, 0, min(HEAD, size)))
-    for matches, reader in _READERS:
-        if matches(image):
-            header = reader(image)
-            if not 0 <= header.capacity <= MAX_SIZE:
-                raise errors.ProbeFailed(f"The header gives a size of {header.capacity} bytes.")
-            return header
-    return ImageHeader(format="raw", capacity=size)
-
-
-def _size(fd: int) -> int:
-    facts = os.fstat(fd)
-    return os.lseek(fd, 0, os.SEEK_END) if stat.S_ISBLK(facts.st_mode) else facts.st_size
-
-
-def _read(fd: int, offset: int, length: int) -> bytes:
-    try:
-        return os.pread(fd, length, offset)
-    except OSError as error:
-        raise errors.from_os_error(error, doing="read the header of an image") from error
-
-
-def _magic(magic: bytes, offset: int = 0) -> Callable[[_Image], bool]:
-    return lambda image: image.head[offset : offset + len(magic)] == magic
-
-
-def _qcow(image: _Image) -> ImageHeader:
-    (version,) = image.unpack(">I", 4)
-    if version == 1:
-        return _qcow1(image)
-    if version in (2, 3):
-        return _qcow2(image, version)
-    raise errors.ProbeFailed(f"The qcow header has version {version}.")
-
-
-def _qcow1(image: _Image) -> ImageHeader:
-    backing_at, backing_length, _, capacity, bits, _, _, crypt = image.unpack(">QIIQBBHI", 8)
-    return ImageHeader(
-        format="qcow",
-        capacity=capacity,
-        backing_path=image.name(backing_at, backing_length) if backing_at else None,
-        encryption="qcow" if crypt == 1 else None,
-        cluster_size=1 << bits if 9 <= bits <= 16 else None,
-    )
-
-
-_QCOW2_EXTERNAL_DATA, _QCOW2_CORRUPT, _QCOW2_EXTENDED_L2 = 1 << 2, 1 << 1, 1 << 4
-_EXTENSION_BACKING_FORMAT, _EXTENSION_DATA_FILE = 0xE2792ACA, 0x44415441
-
-
-def _qcow2(image: _Image, version: int) -> ImageHeader:
-    backing_at, backing_length, bits, capacity, crypt = image.unpack(">QIIQI", 8)
-    (snapshots,) = image.unpack(">I", 60)
-    if not 9 <= bits <= 21:
-        raise errors.ProbeFailed(f"The qcow2 header gives clusters of 2**{bits} bytes.")
-    incompatible = compatible = 0
-    length = 72
-    if version == 3:
-        incompatible, compatible = image.unpack(">QQ", 72)
-        (length,) = image.unpack(">I", 100)
-    extensions = _extensions(image, length, min(1 << bits, MAX_EXTENSIONS))
-    external = bool(incompatible & _QCOW2_EXTERNAL_DATA)
-    return ImageHeader(
-        format="qcow2",
-        capacity=capacity,
-        backing_path=image.name(backing_at, backing_length) if backing_at else None,
-        backing_format=extensions.get(_EXTENSION_BACKING_FORMAT) if backing_at else None,
-        data_file=extensions.get(_EXTENSION_DATA_FILE, "") if external else None,
-        encryption={0: None, 1: "qcow", 2: "luks"}.get(crypt, "unknown"),
-        compat="1.1" if version == 3 else "0.10",
-        cluster_size=1 << bits,
-        lazy_refcounts=bool(compatible & 1),
-        extended_l2=bool(incompatible & _QCOW2_EXTENDED_L2),
-        corrupt=bool(incompatible & _QCOW2_CORRUPT),
-        snapshots=snapshots,
-    )
-
-
-def _extensions(image: _Image, offset: int, end: int) -> dict[int, str]:
-    """Texts of the header extensions by type; the end marker, nonsense or ``end`` stops."""
-    data = _read(image.fd, 0, min(end, image.size))
-    found: dict[int, str] = {}
-    while offset + 8 <= len(data):
-        kind, length = struct.unpack_from(">II", data, offset)
-        offset += 8
-        if kind == 0 or offset + length > len(data):
-            break
-        if kind in (_EXTENSION_BACKING_FORMAT, _EXTENSION_DATA_FILE) and length <= MAX_NAME:
-            found[kind] = os.fsdecode(data[offset : offset + length].rstrip(b"\0"))
-        offset += -(-length // 8) * 8
-    return found
-
-
-_QED_BACKING, _QED_BACKING_IS_RAW = 1, 4
-
-
-def _qed(image: _Image) -> ImageHeader:
-    cluster_size, _, _, features = image.unpack("<IIIQ", 4)
-    capacity, backing_at, backing_length = image.unpack("<QII", 48)
-    backing = bool(features & _QED_BACKING)
-    return ImageHeader(
-        format="qed",
-        capacity=capacity,
-        backing_path=image.name(backing_at, backing_length) if backing else None,
-        backing_format="raw" if backing and features & _QED_BACKING_IS_RAW else None,
-        cluster_size=cluster_size,
-    )
-
-
-_EXTENT = re.compile(rb'^(?:RW|RDONLY|NOACCESS)\s+([0-9]{1,16})\s+[A-Z]+(?:\s+"[^"\n]*")?', re.M)
-_PARENT = re.compile(rb'^parentFileNameHint\s*=\s*"([^"\n]*)"', re.M)
-
-
-def _vmdk(image: _Image) -> ImageHeader:
-    (sectors,) = image.unpack("<Q", 12)
-    at, length = image.unpack("<QQ", 28)
-    backing = None
-    if at and length:
-        wanted = min(length * _SECTOR, MAX_DESCRIPTOR, max(0, image.size - at * _SECTOR))
-        descriptor = image.read(at * _SECTOR, wanted) if wanted else b""
-        backing = _parent(descriptor)
-    return ImageHeader(format="vmdk", capacity=sectors * _SECTOR, backing_path=backing)
-
-
-def _vmdk_cowd(image: _Image) -> ImageHeader:
-    (sectors,) = image.unpack("<I", 12)
-    return ImageHeader(format="vmdk", capacity=sectors * _SECTOR)
-
-
-def _vmdk_descriptor(image: _Image) -> ImageHeader:
-    text = _read(image.fd, 0, min(MAX_DESCRIPTOR, image.size))
-    sectors = sum(int(count) for count in _EXTENT.findall(text))
-    return ImageHeader(format="vmdk", capacity=sectors * _SECTOR, backing_path=_parent(text))
-
-
-def _parent(descriptor: bytes) -> str | None:
-    found = _PARENT.search(descriptor)
-    if found is None or not found[1]:
-        return None
-    if len(found[1]) > MAX_NAME:
-        raise errors.ProbeFailed(f"The descriptor has a name of {len(found[1])} bytes.")
-    return os.fsdecode(found[1])
-
-
-def _vdi(image: _Image) -> ImageHeader:
-    (capacity,) = image.unpack("<Q", 368)
-    return ImageHeader(format="vdi", capacity=capacity)
-
-
-_SIZED_BY_FIELD = (b"win ", b"qem2", b"d2v ", b"wa\0\0", b"tap\0", b"CTXS")
-_LARGEST_GEOMETRY = 65535 * 16 * 255
-
-
-def _is_fixed_vpc(image: _Image) -> bool:
-    if image.size < 2 * _SECTOR or image.size % _SECTOR:
-        return False
-    footer = _read(image.fd, image.size - _SECTOR, _SECTOR)
-    return footer[:8] == b"conectix" and _checksum_holds(footer)
-
-
-def _checksum_holds(footer: bytes) -> bool:
-    (stored,) = struct.unpack_from(">I", footer, 64)
-    total = sum(footer) - sum(footer[64:68])
-    return bool(stored == ~total & 0xFFFFFFFF)
-
-
-def _vpc(image: _Image) -> ImageHeader:
-    """A VHD: by its geometry, or by its size field where the creator is known to use that."""
-    fixed = image.head[:8] != b"conectix"
-    footer = _read(image.fd, image.size - _SECTOR, _SECTOR) if fixed else image.head[:_SECTOR]
-    if len(footer) < _SECTOR:
-        raise errors.ProbeFailed("The header is cut short.")
-    (size,) = struct.unpack_from(">Q", footer, 48)
-    cylinders, heads, sectors = struct.unpack_from(">HBB", footer, 56)
-    geometry = cylinders * heads * sectors
-    by_field = footer[28:32] in _SIZED_BY_FIELD or geometry in (0, _LARGEST_GEOMETRY)
-    return ImageHeader(format="vpc", capacity=size if by_field else geometry * _SECTOR)
-
-
-def _luks(image: _Image) -> ImageHeader:
-    (version,) = image.unpack(">H", 6)
-    if version == 1:
-        (sectors,) = image.unpack(">I", 104)
-        payload = sectors * _SECTOR
-    elif version == 2:
-        payload = _luks2_payload(image)
-    else:
-        raise errors.ProbeFailed(f"The LUKS header has version {version}.")
-    capacity = max(0, image.size - payload)
-    return ImageHeader(format="raw", capacity=capacity, encryption="luks")
-
-
-def _luks2_payload(image: _Image) -> int:
-    (length,) = image.unpack(">Q", 8)
-    if not HEAD < length <= MAX_LUKS_JSON:
-        raise errors.ProbeFailed(f"The LUKS2 header gives itself {length} bytes.")
-    text = _read(image.fd, HEAD, length - HEAD).split(b"\0", 1)[0]
-    try:
-        segments = json.loads(text)["segments"]
-        return min(int(item["offset"]) for item in segments.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise errors.ProbeFailed("The LUKS2 header has no segment.") from None
-
-
-def _cow(image: _Image) -> ImageHeader:
-    (capacity,) = image.unpack(">Q", 1036)
-    name = image.head[8 : 8 + 1024].split(b"\0", 1)[0]
-    return ImageHeader(
-        format="cow", capacity=capacity, backing_path=os.fsdecode(name) if name else None
-    )
-
-
-def _ploop(image: _Image) -> ImageHeader:
-    (sectors,) = image.unpack("<Q", 36)
-    return ImageHeader(format="ploop", capacity=sectors * _SECTOR)
-
-
-def _bochs(image: _Image) -> ImageHeader:
-    (version,) = image.unpack("<I", 64)
-    (capacity,) = image.unpack("<Q", 84 if version == 0x10000 else 88)
-    return ImageHeader(format="bochs", capacity=capacity)
-
-
-def _cloop(image: _Image) -> ImageHeader:
-    block, count = image.unpack(">II", 128)
-    return ImageHeader(format="cloop", capacity=block * count)
-
-
-def _iso(image: _Image) -> ImageHeader:
-    return ImageHeader(format="iso", capacity=image.size)
-
-
-_READERS: tuple[tuple[Callable[[_Image], bool], Callable[[_Image], ImageHeader]], ...] = (
-    (_magic(b"QFI\xfb"), _qcow),
-    (_magic(b"LUKS\xba\xbe"), _luks),
-    (_magic(b"QED\0"), _qed),
-    (_magic(b"KDMV"), _vmdk),
-    (_magic(b"COWD"), _vmdk_cowd),
-    (_magic(b"# Disk DescriptorFile"), _vmdk_descriptor),
-    (_magic(b"conectix"), _vpc),
-    (_magic(b"\x7f\x10\xda\xbe", 64), _vdi),
-    (_magic(b"OOOM\0\0\0\x02"), _cow),
-    (_magic(b"WithouFreSpacExt"), _ploop),
-    (_magic(b"Bochs Virtual HD Image"), _bochs),
-    (_magic(b"#!/bin/sh\n#V2.0 Format\n"), _cloop),
-    (lambda image: _tail_magic(image, b"CD001", _ISO_MAGIC_AT), _iso),
-    (_is_fixed_vpc, _vpc),
-)
-
-
-def _tail_magic(image: _Image, magic: bytes, offset: int) -> bool:
-    if image.size < offset + len(magic):
-        return False
-    return _read(image.fd, offset, len(magic)) == magic
-
-
-_PROTOCOL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*:")
-
-
-def resolve(name: str, directory: str) -> str | None:
-    """The path of a backing file as qemu resolves it; None for what is not a file.
-
-    A relative name starts at the directory of the image that names it. A word before the first
-    ``:`` and before any ``/`` is a protocol; ``file:`` is the one that leads to a file.
-    """
-    if name.startswith("file:"):
-        name = name.removeprefix("file:")
-    elif _PROTOCOL.match(name):
-        return None
-    return os.path.normpath(os.path.join(directory, name))
-
-
 def backing_link(path: str, format: str | None) -> BackingLink:
-    """Look at an image that another one stands on."""
-    return _look(path, format)[0]
+    """Look at one image of a known format.
+
+    :param path: absolute.
+    :param format: libvirt's name; None is taken for raw, as libvirt does: it is never guessed.
+    """
+    return _follow(path, format).link
 
 
 def backing_chain(header: ImageHeader, directory: str) -> tuple[BackingLink, ...]:
-    """The images below one, nearest first.
+    """All images below one, from the top; it ends with the first that can't be followed.
 
-    The chain ends at the first link that is raw, declared so or by saying nothing (libvirt takes
-    raw for it, and a guest may write any header into a raw disk), that can't be read, or that is
-    no file. A loop ends it with a link whose problem says so.
+    A format that no header gives is taken for raw, and a raw image stands on nothing, whatever
+    it holds. Nothing raises: what is wrong with a link stands in it.
 
-    :param directory: of the image whose header it is.
+    :param directory: the absolute path of the directory that the image is in.
     """
-    links: list[BackingLink] = []
-    seen: set[str] = set()
-    while header.backing_path is not None and len(links) < MAX_DEPTH:
-        path = resolve(header.backing_path, directory)
+    return tuple(_links(header, directory))
+
+
+def _links(header: ImageHeader, directory: str) -> Iterator[BackingLink]:
+    seen: set[tuple[int, int]] = set()
+    for _ in range(MAX_CHAIN):
+        if header.backing_path is None:
+            return
+        format = header.backing_format or "raw"
+        path = _resolved(header.backing_path, directory)
         if path is None:
-            opaque = BackingLink(
-                path=header.backing_path, format=header.backing_format, present=None
-            )
-            return (*links, opaque)
-        if path in seen:
-            problem = "the chain leads back to it"
-            looped = BackingLink(
-                path=path, format=header.backing_format, present=False, problem=problem
-            )
-            return (*links, looped)
-        seen.add(path)
-        link, below = _look(path, header.backing_format)
-        links.append(link)
-        if below is None:
-            break
-        header, directory = below, os.path.dirname(path)
-    return tuple(links)
+            yield BackingLink(_printable(header.backing_path), format, None)
+            return
+        followed = _follow(path, format)
+        if followed.identity in seen:
+            yield replace(followed.link, problem="the images stand on one another in a loop")
+            return
+        yield followed.link
+        if followed.header is None or followed.identity is None:
+            return
+        seen.add(followed.identity)
+        header, directory = followed.header, os.path.dirname(path)
+    if header.backing_path is not None:
+        path = _resolved(header.backing_path, directory) or header.backing_path
+        why = f"more than {MAX_CHAIN} images stand on one another"
+        yield BackingLink(_printable(path), header.backing_format, None, why)
 
 
-def _look(path: str, format: str | None) -> tuple[BackingLink, ImageHeader | None]:
-    """A link, and the header of its image if the chain may go on there."""
-    link = BackingLink(path=path, format=format, present=False)
+def _resolved(name: str, directory: str) -> str | None:
+    """The path of a backing image as qemu takes it; None for what is not a file's name.
+
+    A colon before the first slash makes a name an address (``nbd://``, ``rbd:``, ``json:``); the
+    ``file:`` of a path means nothing.
+    """
+    if name.startswith("file:/") and not name.startswith("file://"):
+        return name.removeprefix("file:")
+    if ":" in name.partition("/")[0]:
+        return None
+    return os.path.join(directory, name)
+
+
+def _printable(path: str) -> str:
+    """A name out of a header may hold anything, such as commands to a terminal."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
+        for letter in path
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Followed:
+    """A link, and how to go on from it: None where there is no way."""
+
+    link: BackingLink
+    header: ImageHeader | None = None
+    identity: tuple[int, int] | None = None
+
+
+def _follow(path: str, format: str | None) -> _Followed:
+    link = BackingLink(_printable(path), format or "raw", False)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = _open(path)
     except OSError as error:
-        return replace(link, problem=error.strerror or str(error)), None
+        return _Followed(replace(link, problem=error.strerror or str(error)))
+    except (errors.StorageError, ValueError) as error:
+        return _Followed(replace(link, problem=str(error).rstrip(".")))
     try:
-        kind = os.fstat(fd).st_mode
-        if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
-            return replace(link, problem="it is neither a file nor a block device"), None
-        if format in (None, "raw"):
-            return replace(link, present=True, capacity=_size(fd)), None
-        header = probe(fd)
-    except errors.StorageError as error:
-        return replace(link, problem=error.message.rstrip(".")), None
+        facts = os.fstat(fd)
+        return _examined(replace(link, present=True), fd, (facts.st_dev, facts.st_ino))
     finally:
         os.close(fd)
-    if header.format != format:
-        problem = f"it is declared {format} and its header shows {header.format}"
-        return replace(link, problem=problem, capacity=header.capacity), None
-    return replace(link, present=True, capacity=header.capacity), header
+
+
+def _open(path: str) -> int:
+    """Open an image for reading, and nothing else: to open a device or a pipe can have effects."""
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(place).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            raise errors.ProbeFailed("it is neither a file nor a block device")
+        return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(place)
+
+
+def _examined(link: BackingLink, fd: int, identity: tuple[int, int]) -> _Followed:
+    item = FORMATS.get(link.format or "raw")
+    try:
+        if item is not None and not item.has_header:
+            return _Followed(replace(link, capacity=_size(fd)), None, identity)
+        header = probe(fd)
+    except errors.StorageError as error:
+        return _Followed(replace(link, problem=error.message.rstrip(".")), None, identity)
+    if not same(link.format or "raw", header.format):
+        problem = f"it is said to be {link.format}, and its header shows {header.format}"
+        return _Followed(replace(link, problem=problem), None, identity)
+    return _Followed(replace(link, capacity=header.capacity), header, identity)

@@ -23,9 +23,9 @@ MAX_BYTES = 4 * 2**20
 """Size of a manifest file; a List of ten thousand volumes takes about 3 MiB."""
 
 MAX_DEPTH = 32
-"""Levels of nesting; the deepest field of a manifest, in a List, is at 12."""
+"""Levels of nesting; what a server prints in a List, managedFields included, has about 14."""
 
-MAX_NODES = 500_000
+MAX_NODES = 300_000
 """Values in a file, which bounds the memory that it takes."""
 
 MAX_PROBLEMS = 200
@@ -42,6 +42,10 @@ _OTHER_BASE = re.compile(r"[-+]?(0[0-9_]+|0[oO][0-7_]+|0[bB][01_]+)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
 _NO_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
+_NUMERIC = tuple("+-.0123456789")
+"""What a number begins with."""
+
+_HALVES = re.compile("[\ud800-\udfff]")
 _MARKER = re.compile(r"^(---|\.\.\.)(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _PREAMBLE = re.compile(r"(?:[ \t]*(?:[#%][^\n]*)?(?:\r?\n|\Z))*")
 _UNREADABLE = re.compile(
@@ -303,13 +307,13 @@ class _Composer:
 
     def _scalar(self, event: Any, line: int) -> Scalar:
         text: str = event.value
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if not text.isascii() and _HALVES.search(text):
             message = "A \\u escape is half a character."
             self._refuse(line, message, "Write the character itself.")
             return Scalar(line, None, "", message)
         if not event.implicit[0]:
             return Scalar(line, text, text)
-        if _OTHER_BASE.fullmatch(text):
+        if text.startswith(_NUMERIC) and _OTHER_BASE.fullmatch(text):
             message = f"{text} is not taken for a number: YAML would read it in another base."
             quoted = f'Write it in quotes, "{text}"; a number without leading zeros.'
             if text.startswith("0") and len(text) <= 5:
@@ -320,10 +324,10 @@ class _Composer:
 
     def _syntax(self, error: yaml.MarkedYAMLError) -> tuple[int, str, str]:
         mark = error.problem_mark or error.context_mark
-        at_end = mark is not None and mark.index >= len(self._text.rstrip())
-        if at_end and error.context_mark is not None:
-            mark = error.context_mark
-        line = self._offset + (mark.line if mark is not None else 0)
+        text = self._text.rstrip()
+        if mark is not None and mark.index >= len(text):
+            mark = error.context_mark or mark
+        line = self._offset + min(mark.line if mark is not None else 0, text.count("\n"))
         said = f"{error.problem or error.context}"
         if mark is not None and self._at(mark) == "\t":
             said = "'\\t'"
@@ -350,6 +354,8 @@ def resolve(text: str) -> str | int | float | bool | None:
         return None
     if text in _TRUES or text in _FALSES:
         return text in _TRUES
+    if not text.startswith(_NUMERIC):
+        return text
     if _DECIMAL.fullmatch(text):
         return int(text.replace("_", ""))
     if _HEX.fullmatch(text):

@@ -11,7 +11,6 @@ the rest of the document gives.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import uuid as uuids
@@ -28,15 +27,26 @@ from backends.registry import pool_spec, pool_type, pool_types
 from backends.schema import Model, ObjectName, Violation, violations
 from backends.spec import ImageFeatures, PoolStatus, StatusBase, VolumeSpec, VolumeStatus
 from controller.codecs.mergepatch import difference, merge
-from controller.codecs.xmlfields import Reader, shapes, write, xml_path
+from controller.codecs.xmlfields import Reader, shapes, shortened, write, xml_path
 from controller.codecs.xmlnodes import EXTENSION, Node, printed, short_tag
-from controller.resources import DEFAULT_NAMESPACE, Declared, Kind, Metadata, Resource, kinds
+from controller.resources import (
+    DEFAULT_NAMESPACE,
+    Declared,
+    Kind,
+    Metadata,
+    Resource,
+    kinds,
+    object_name,
+)
 
 MAX_BYTES = 1024 * 1024
 """The largest document that is read; libvirt's own limit for one is 4 MiB over RPC."""
 
 MAX_DEPTH = 64
 """The deepest nesting that is read; libvirt's documents have 6 levels."""
+
+MAX_ATTRIBUTES = 256
+"""The most attributes of an element that are read: libvirt's have 9, and reading is quadratic."""
 
 COW_TYPES = ("dir", "fs")
 """Pool types that libvirt allows features/cow for (virStoragePoolDefParseFeatures)."""
@@ -138,9 +148,10 @@ def parse(
     if root.tag == "pool":
         return _parse_pool(root, reader)
     if root.tag == "volume":
-        of = pool_type(_type_of(pool)) if pool is not None else pool_type("dir")
+        kind = pool_type(_type_of(pool)) if pool is not None else pool_type("dir")
         _check_capacity(root, reader, required=require_capacity)
-        return _parse_volume(root, reader, of, pool.resource_name if pool else pool_name)
+        named = (pool.resource_name or object_name(pool.name)) if pool else pool_name
+        return _parse_volume(root, reader, kind, named)
     raise reader.failure(
         f"The document's element is <{root.tag}>.", root, hint="Give a <pool> or a <volume>."
     )
@@ -151,7 +162,7 @@ def declared(document: Document, file: str = "", line: int = 1) -> Declared:
     return Declared(
         kind=kinds()[document.kind],
         metadata=Metadata(
-            name=document.resource_name or resource_name(document.name),
+            name=document.resource_name or object_name(document.name),
             namespace=document.namespace,
             labels=dict(document.labels),
             annotations=dict(document.annotations),
@@ -184,24 +195,6 @@ def document(
         annotations=dict(item.metadata.annotations),
         pool_type=pool_type,
     )
-
-
-def resource_name(name: str) -> str:
-    """A Kubernetes name (RFC 1123 subdomain) for a pool or volume; itself where it is one.
-
-    What had to be changed ends in a hash of the name, so that ``A`` and ``a`` stay two.
-    """
-    if len(name) <= 253 and _OBJECT_NAME.fullmatch(name):
-        return name
-    readable = re.sub("[^a-z0-9.]+", "-", name.lower())
-    readable = re.sub(r"[-.]*\.[-.]*", ".", readable).strip("-.")[:200].rstrip("-.")
-    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:10]
-    return f"{readable}-{digest}" if readable else f"x-{digest}"
-
-
-_OBJECT_NAME = re.compile(
-    r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", re.ASCII
-)
 
 
 def _host_name(kind: Kind, spec: Model) -> str | None:
@@ -242,7 +235,9 @@ def _root(data: bytes, file: str) -> Node:
         root = etree.fromstring(text.encode(), parser)
     except etree.XMLSyntaxError as error:
         raise errors.InvalidXml(
-            f"The document is not well formed: {error.msg}.", file=file, line=error.lineno or 1
+            shortened(f"The document is not well formed: {error.msg}."),
+            file=file,
+            line=error.lineno or 1,
         ) from None
     return _node(root, file)
 
@@ -277,6 +272,10 @@ def _node(element: Any, file: str, depth: int = 1) -> Node:
         raise errors.InvalidXml(
             f"The document is nested more than {MAX_DEPTH} deep.", file=file, line=line
         )
+    if len(element.attrib) > MAX_ATTRIBUTES:
+        raise errors.InvalidXml(
+            f"An element has more than {MAX_ATTRIBUTES} attributes.", file=file, line=line
+        )
     return Node(
         tag=short_tag(element.tag),
         attributes={name: value for name, value in element.attrib.items()},
@@ -287,9 +286,9 @@ def _node(element: Any, file: str, depth: int = 1) -> Node:
 
 
 def _parse_pool(root: Node, reader: Reader) -> Document:
-    of = _pool_type(root, reader)
-    name, spec = _read_pool(root, reader, of)
-    if of.name in SOURCE_NAME_REQUIRED and root.first("source") and not root.value("source/name"):
+    kind = _pool_type(root, reader)
+    name, spec = _read_pool(root, reader, kind)
+    if kind.name in SOURCE_NAME_REQUIRED and root.first("source") and not root.value("source/name"):
         raise reader.failure("<source/name> is missing.", root.ensure("source"))
     if not name:
         raise reader.failure("<name> is missing.", root, hint="Give the pool a name.")
@@ -321,33 +320,35 @@ def _pool_type(root: Node, reader: Reader) -> PoolType:
         raise reader.failure(error.message, root, hint=error.hint, error=type(error)) from None
 
 
-def _read_pool(root: Node, reader: Reader, of: PoolType) -> tuple[str, dict[str, Any]]:
+def _read_pool(root: Node, reader: Reader, kind: PoolType) -> tuple[str, dict[str, Any]]:
     """The name on the host, and the spec as a manifest holds it."""
     _check_adapter(root, reader)
-    if of.name not in COW_TYPES and root.value("features/cow/@state"):
+    if kind.name not in COW_TYPES and root.value("features/cow/@state"):
         raise reader.failure(
-            f"<features/cow> is not for pools of type {of.name}.",
+            f"<features/cow> is not for pools of type {kind.name}.",
             root.ensure("features/cow"),
             hint=f"It is for {' and '.join(COW_TYPES)}.",
             error=errors.UnsupportedConfiguration,
         )
-    spec = reader.read(pool_spec(), root, left_out=_of_other_types(of) | _no_target(of))
-    if of.member_required:
-        spec.setdefault(of.member, {})
-    if of.target is TargetUse.DERIVED:
+    spec = reader.read(pool_spec(), root, left_out=_of_other_types(kind) | _no_target(kind))
+    if kind.member_required:
+        spec.setdefault(kind.member, {})
+    if kind.target is TargetUse.DERIVED:
         spec.get("target", {}).pop("path", None)
         if not spec.get("target", True):
             del spec["target"]
     name = spec.pop("poolName", "")
-    return (name or root.value("source/name") if of.source_name else name), spec
+    if kind.source_name and not name:
+        name = root.value("source/name")
+    return name, spec
 
 
-def _of_other_types(of: PoolType) -> frozenset[str]:
-    return frozenset(item.attribute for item in pool_types().values()) - {of.attribute}
+def _of_other_types(kind: PoolType) -> frozenset[str]:
+    return frozenset(item.attribute for item in pool_types().values()) - {kind.attribute}
 
 
-def _no_target(of: PoolType) -> frozenset[str]:
-    return frozenset({"target"} if of.target is TargetUse.NONE else ())
+def _no_target(kind: PoolType) -> frozenset[str]:
+    return frozenset({"target"} if kind.target is TargetUse.NONE else ())
 
 
 def _check_adapter(root: Node, reader: Reader) -> None:
@@ -369,8 +370,8 @@ def _check_capacity(root: Node, reader: Reader, *, required: bool) -> None:
         raise reader.failure("<capacity> is missing.", root, hint="Give the size of the volume.")
 
 
-def _parse_volume(root: Node, reader: Reader, of: PoolType, pool_name: str) -> Document:
-    name, spec = _read_volume(root, reader, of)
+def _parse_volume(root: Node, reader: Reader, kind: PoolType, pool_name: str) -> Document:
+    name, spec = _read_volume(root, reader, kind)
     if not name:
         raise reader.failure("<name> is missing.", root, hint="Give the volume a name.")
     outline = _outlines()["volume"]
@@ -390,7 +391,7 @@ def _parse_volume(root: Node, reader: Reader, of: PoolType, pool_name: str) -> D
         namespace=metadata.namespace,
         labels=metadata.labels,
         annotations=metadata.annotations,
-        pool_type=of.name,
+        pool_type=kind.name,
     )
 
 
@@ -403,10 +404,10 @@ def _violations_in_members(spec: VolumeSpec) -> Iterator[Violation]:
             yield from violations(member, path=f"spec.{shape.alias}")
 
 
-def _read_volume(root: Node, reader: Reader, of: PoolType) -> tuple[str, dict[str, Any]]:
+def _read_volume(root: Node, reader: Reader, kind: PoolType) -> tuple[str, dict[str, Any]]:
     """The name on the host, and the spec as a manifest holds it."""
     for path in ("target/format", "backingStore/format"):
-        _check_format(root, path, reader, of)
+        _check_format(root, path, reader, kind)
     encryption = root.first("target/encryption")
     if encryption is not None and not encryption.attributes.get("format"):
         raise reader.failure("<target/encryption/@format> is missing.", encryption)
@@ -415,7 +416,7 @@ def _read_volume(root: Node, reader: Reader, of: PoolType) -> tuple[str, dict[st
     if root.first("target/features") is not None:
         spec.setdefault("compat", "1.1")
     if "backingStore" in spec:
-        spec["backingStore"].setdefault("format", of.default_volume_format or "raw")
+        spec["backingStore"].setdefault("format", kind.default_volume_format or "raw")
     return spec.pop("volumeName", ""), spec
 
 
@@ -432,24 +433,26 @@ def _check_features(root: Node, reader: Reader) -> None:
             )
 
 
-def _volume_formats(of: PoolType) -> tuple[str, ...]:
+def _volume_formats(kind: PoolType) -> tuple[str, ...]:
     """Formats that a document may name: ``none`` only where it is the default."""
     return tuple(
-        item for item in of.volume_formats if item != "none" or of.default_volume_format == "none"
+        item
+        for item in kind.volume_formats
+        if item != "none" or kind.default_volume_format == "none"
     )
 
 
-def _check_format(root: Node, path: str, reader: Reader, of: PoolType) -> None:
+def _check_format(root: Node, path: str, reader: Reader, kind: PoolType) -> None:
     """Formats are checked where the pool type has any, and ignored elsewhere."""
-    if not of.volume_formats:
+    if not kind.volume_formats:
         root.remove(path)
         return
     given = root.value(f"{path}/@type")
-    if given and given not in _volume_formats(of):
+    if given and given not in _volume_formats(kind):
         raise reader.failure(
-            f"<{path}>: {given!r} is not a format of volumes in pools of type {of.name}.",
+            f"<{path}>: {given!r} is not a format of volumes in pools of type {kind.name}.",
             root.ensure(path),
-            hint=f"Use one of {', '.join(_volume_formats(of))}.",
+            hint=f"Use one of {', '.join(_volume_formats(kind))}.",
             error=errors.UnsupportedConfiguration,
         )
 
@@ -468,7 +471,7 @@ def _manifest(
 
 
 def _base(outline: _Outline, name: str, spec: dict[str, Any]) -> dict[str, Any]:
-    own_name = resource_name(name)
+    own_name = object_name(name)
     metadata = {"name": own_name}
     if outline.namespace:
         metadata["namespace"] = outline.namespace
@@ -511,7 +514,7 @@ def _refuse(
         above = root.first(path) if path and "@" not in path else None
         line = above.line if above else 0
     raise ERRORS.get(".".join(str(part) for part in place), errors.InvalidXml)(
-        f"<{named}>: {message}", file=reader.file, line=line or root.line
+        shortened(f"<{named}>: {message}"), file=reader.file, line=line or root.line
     )
 
 
@@ -568,33 +571,33 @@ def _options(tag: str, name: str, default: str | None, values: tuple[str, ...]) 
 
 def _write_pool(document: Document, uuid: str) -> tuple[Node, dict[str, Any]]:
     """The tree of a pool, and the manifest that it would be read as."""
-    of = pool_type(_type_of(document))
+    kind = pool_type(_type_of(document))
     root = Node("pool")
     root.ensure("name").text = document.name
-    write(document.spec, root, left_out=_of_other_types(of) | _no_target(of))
+    write(document.spec, root, left_out=_of_other_types(kind) | _no_target(kind))
     write(document.status, root)
-    if getattr(document.spec, of.attribute) is None and not of.member_required:
-        write(of.source(), root)
+    if getattr(document.spec, kind.attribute) is None and not kind.member_required:
+        write(kind.source(), root)
     if not root.value("uuid"):
         root.ensure("uuid").text = uuid or str(uuids.uuid4())
     for tag in ("capacity", "allocation", "available"):
         _default_size(root, tag, 0)
-    if of.name not in COW_TYPES:
+    if kind.name not in COW_TYPES:
         root.remove("features")
     root.ensure("source")
-    if of.source_name:
+    if kind.source_name:
         name = root.ensure("source/name")
         name.text = name.text or document.name
-    if of.target is TargetUse.DERIVED:
-        path = of.target_template.format(source=root.value("source/name"))
+    if kind.target is TargetUse.DERIVED:
+        path = kind.target_template.format(source=root.value("source/name"))
         root.ensure("target/path").text = path
-    host_name, spec = _read_pool(root, Reader(), of)
+    host_name, spec = _read_pool(root, Reader(), kind)
     return root, _plain(_outlines()["pool"], _base(_outlines()["pool"], host_name, spec))
 
 
 def _write_volume(document: Document, uuid: str) -> tuple[Node, dict[str, Any]]:
     """The tree of a volume, and the manifest that it would be read as."""
-    of = pool_type(document.pool_type)
+    kind = pool_type(document.pool_type)
     root = Node("volume", {"type": "file"})
     if isinstance(document.status, VolumeStatus) and document.status.type:
         root.attributes["type"] = document.status.type
@@ -607,10 +610,10 @@ def _write_volume(document: Document, uuid: str) -> tuple[Node, dict[str, Any]]:
         root.remove("physical")
     for holder in ("target", "backingStore"):
         if holder == "target" or root.first(holder):
-            _settle_format(root.ensure(holder), of)
+            _settle_format(root.ensure(holder), kind)
     if root.first("target/features") and not root.value("target/compat"):
         root.ensure("target/compat").text = "1.1"
-    name, spec = _read_volume(root, Reader(), of)
+    name, spec = _read_volume(root, Reader(), kind)
     return root, _plain(_outlines()["volume"], _base(_outlines()["volume"], name, spec))
 
 
@@ -622,18 +625,18 @@ def _default_size(root: Node, tag: str, size: int) -> None:
         root.children.append(Node(tag, {"unit": "bytes"}, str(size)))
 
 
-def _settle_format(holder: Node, of: PoolType) -> None:
+def _settle_format(holder: Node, kind: PoolType) -> None:
     """Make the default format explicit; a format that the pool type has not is not written."""
     given = holder.value("format/@type")
     holder.remove("format")
-    if of.default_volume_format is not None:
-        chosen = given if given in _volume_formats(of) else of.default_volume_format
+    if kind.default_volume_format is not None:
+        chosen = given if given in _volume_formats(kind) else kind.default_volume_format
         holder.ensure("format").attributes["type"] = chosen
 
 
 def _plain_manifest(document: Document) -> dict[str, Any]:
     metadata = {
-        "name": document.resource_name or resource_name(document.name),
+        "name": document.resource_name or object_name(document.name),
         "namespace": document.namespace,
         "labels": document.labels,
         "annotations": document.annotations,

@@ -327,7 +327,10 @@ class Reader:
             return _understood(shape, text, node.attributes.get("unit"))
         except errors.InvalidManifest as error:
             raise type(error)(
-                f"<{trail}>: {error.message}", hint=error.hint, file=self.file, line=node.line
+                shortened(f"<{trail}>: {error.message}"),
+                hint=error.hint,
+                file=self.file,
+                line=node.line,
             ) from None
 
     def _read_member(
@@ -367,7 +370,12 @@ class Reader:
         error: type[errors.InvalidXml] = errors.InvalidXml,
     ) -> errors.InvalidXml:
         """An error at an element."""
-        return error(message, hint=hint, file=self.file, line=node.line)
+        return error(shortened(message), hint=hint, file=self.file, line=node.line)
+
+
+def shortened(message: str) -> str:
+    """A message that may quote a document, of no more than a screenful."""
+    return message if len(message) <= 300 else f"{message[:200]} ... {message[-60:]}"
 
 
 def _wanted(shape: Shape, found: Mapping[str, Any]) -> bool:

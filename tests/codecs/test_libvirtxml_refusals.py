@@ -28,8 +28,8 @@ def volume(target: str = "", *, rest: str = "<capacity>1</capacity>") -> str:
 
 HOST, DIR, DEVICE = "<host name='h'/>", "<dir path='/e'/>", "<device path='/dev/sdb'/>"
 INITIATOR = "<initiator><iqn name='me'/></initiator>"
-SECRET = "<secret usage='s'/>"  # noqa: S105
-PASSPHRASE = "<secret type='passphrase' usage='s'/>"  # noqa: S105
+SECRET = "<secret usage='s'/>"
+PASSPHRASE = "<secret type='passphrase' usage='s'/>"
 
 
 def auth(inside: str, attributes: str = "type='chap' username='u'") -> str:
@@ -83,14 +83,14 @@ REFUSED = [
     (pool("netfs", rest="<features><cow state='yes'/></features>"), UNSUPPORTED, "cow", 5),
     (pool("dir", rest="<refresh><volume allocation='x'/></refresh>"), UNSUPPORTED, "'x'", 5),
     (pool("fs"), XML, "<source/device>: it is missing", 3),
-    (pool("fs", "\n<device/>"), XML, "<source/device", 3),
+    (pool("fs", "\n<device/>"), XML, "<source/device", 4),
     (pool("fs", f"{DEVICE}\n{DEVICE}"), XML, "There are 2 <source/device>", 4),
     (pool("fs", f"{DEVICE}\n<device path='/x' part_separator='1'/>"), XML, "2 <source", 4),
     (pool("fs", f"{DEVICE}\n<format type='ext5'/>"), UNSUPPORTED, "'ext5' is not known", 4),
     (pool("disk", "<device path='/x'\npart_separator='1'/>"), XML, "part_separator>: '1'", 4),
     (pool("netfs", DIR), XML, "<source/host>: it is missing", 3),
     (pool("netfs", HOST), XML, "<source/dir/@path>: it is missing", 3),
-    (pool("netfs", f"{DIR}\n<host/>"), XML, "<source/host", 3),
+    (pool("netfs", f"{DIR}\n<host/>"), XML, "<source/host", 4),
     (pool("netfs", f"{DIR}\n<host port='2049'/>"), XML, "<source/host/@name>: ", 4),
     (pool("netfs", f"{DIR}\n<host name='h' port='nfs'/>"), XML, "port>: 'nfs'", 4),
     (pool("netfs", f"{DIR}\n<host name='h' port='65536'/>"), XML, "<source/host/@port>", 4),
@@ -118,7 +118,7 @@ REFUSED = [
         5,
     ),
     (pool("scsi"), XML, "<source/adapter>: it is missing", 3),
-    (adapter(""), XML, "<source/adapter>", 3),
+    (adapter(""), XML, "<source/adapter>", 4),
     (adapter("type='usb'"), UNSUPPORTED, "'usb'", 4),
     (adapter("type='scsi_host'"), XML, "needs either name or parentAddress", 4),
     (adapter("wwnn='2000000000000001' name='host1'"), XML, "has wwnn and no type", 4),
@@ -217,6 +217,7 @@ def test_a_wrong_document_is_refused_where_it_is_wrong(
     assert type(caught.value) is error
     assert message in caught.value.message
     assert (caught.value.file, caught.value.line) == ("a.xml", line)
+    assert len(str(caught.value)) < 1000
 
 
 OPTION = "<pool type='{0}' xmlns:{1}='http://libvirt.org/schemas/storagepool/{1}/1.0'>\n"
@@ -251,7 +252,7 @@ def test_an_extension_that_is_no_patch_is_refused(text: str) -> None:
         "<pool type='dir' xmlns:k='https://poolkeeper.dev/xml/v1alpha1'><name>p</name>"
         f"<target><path>/p</path></target>\n<k:resource>{text}</k:resource></pool>"
     )
-    with pytest.raises(XML, match="poolkeeper:resource|spec|metadata"):
+    with pytest.raises(XML, match=r"poolkeeper:resource|spec|metadata"):
         libvirtxml.parse(document.encode())
 
 
@@ -336,6 +337,9 @@ HOSTILE = {
     "many elements": "<pool type='dir'>" + "<a/>" * 240_000 + "</pool>",
     "many hosts": "<pool type='netfs'><source>" + "<host/>" * 140_000 + "</source></pool>",
     "many namespaces": "<pool " + " ".join(f"xmlns:a{n}='u{n}'" for n in range(40_000)) + "/>",
+    "many attributes on many elements": "<pool>"
+    + ("<a " + " ".join(f"a{n}=''" for n in range(250)) + "/>") * 400
+    + "</pool>",
     "a long word": "<pool type='dir'><uuid>" + "ab " * 300_000 + "</uuid></pool>",
     "a long number": "<volume><name>v</name><capacity>" + "9" * 1_000_000 + "</capacity></volume>",
     "deep nesting": "<pool>" + "<a>" * 300_000,
@@ -411,9 +415,7 @@ def test_any_well_formed_document_is_read_or_refused_with_an_error_of_ours(
     text = element(tag, attributes, "".join(inside))
     try:
         read = libvirtxml.parse(text.encode())
-    except errors.InvalidManifest as error:
-        assert error.line == 1
-    else:
-        uuid = "0d6b4a7e-9f0c-4a53-8a4e-1f2f3c4d5e6f"
-        once = libvirtxml.format(read, uuid=uuid)
-        assert libvirtxml.format(libvirtxml.parse(once.encode())) == once
+    except errors.InvalidManifest:
+        return
+    once = libvirtxml.format(read, uuid="0d6b4a7e-9f0c-4a53-8a4e-1f2f3c4d5e6f")
+    assert libvirtxml.format(libvirtxml.parse(once.encode())) == once

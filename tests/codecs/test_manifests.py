@@ -80,7 +80,7 @@ class TestReading:
     def test_a_problem_in_a_list_leaves_the_other_items(self) -> None:
         good = yaml.safe_load(GOOD)
         listed = {"apiVersion": "v1", "kind": "List", "items": [good, {**good, "spec": {}}, good]}
-        loaded = manifests.load(yaml.safe_dump(listed))
+        loaded = manifests.load(json.dumps(listed))
         assert (len(loaded.declared), len(loaded.problems)) == (2, 1)
 
     def test_fields_without_a_value_count_as_left_out(self) -> None:
@@ -89,7 +89,6 @@ class TestReading:
         assert declared.spec == manifests.load(GOOD).declared[0].spec
 
     def test_labels_and_annotations_are_kept(self) -> None:
-        metadata = "  labels: {app: x}\n  annotations: {a.example/b: |\n    long\n    text}\n"
         metadata = (
             "  labels: {app: x}\n  annotations:\n    a.example/b: |\n      two\n      lines\n"
         )
@@ -104,7 +103,7 @@ class TestReading:
         monkeypatch.setattr(documents, "_Loader", getattr(yaml, loader))
         loaded = manifests.load(f"{GOOD}---\n{GOOD}  x: {{\n---\na:\n\tb: 1\n", file="f.yaml")
         assert len(loaded.declared) == 1
-        assert [item.line for item in loaded.problems] == [17, 20]
+        assert [item.line for item in loaded.problems] == [16, 19]
         assert "a tab stands where only spaces may" in str(loaded.problems[1])
 
 
@@ -171,7 +170,8 @@ class TestBounds:
         found = _load("\n".join(laughs))
         assert {item.line for item in found if "alias" in item.message} == {2, 3, 4, 5, 6, 7}
 
-    def test_a_file_of_very_many_values_is_refused(self) -> None:
+    def test_a_file_of_very_many_values_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(documents, "MAX_NODES", 1000)
         found = _load("[" + "1," * (documents.MAX_NODES + 1) + "]")
         assert "values" in str(found[0])
 
@@ -283,7 +283,7 @@ class TestMessages:
             "12: spec.rbd.auth.secretRef: give exactly one of name, uuid and usage."
         ]
 
-    @settings(deadline=None, max_examples=200)
+    @settings(deadline=None, max_examples=100)
     @given(st.data())
     def test_no_message_is_pydantics_own(self, data: st.DataObject) -> None:
         """Any value is put in any place of a good spec."""

@@ -40,6 +40,9 @@ class Followed:
             return {}
         return {item.metadata.name: str(item.spec.dump()["state"]) for item in self.last.declared}
 
+    def has(self, name: str) -> bool:
+        return name in self.states
+
     def declares(self, **states: str) -> bool:
         return self.states == states
 
@@ -110,9 +113,11 @@ def test_a_file_that_an_editor_moves_away_and_writes_anew_is_never_missing(
     with following(DirectorySource(folder, timing=timing)) as followed:
         eventually(lambda: followed.snapshots)
         (folder / "one.yaml").rename(folder / "one.yaml~")
-        time.sleep(0.3)
+        for name in ("two", "three"):
+            (folder / f"{name}.yaml").write_text(pool_yaml(name))
+            eventually(partial(followed.has, name))
         (folder / "one.yaml").write_text(pool_yaml("one", state="Inactive"))
-        eventually(lambda: followed.states == {"one": "Inactive"})
+        eventually(lambda: followed.states["one"] == "Inactive")
         assert all("one" in names for names in map(declared_names, followed.snapshots))
 
 
@@ -225,6 +230,18 @@ def test_our_own_reading_wakes_nobody(folder: Path) -> None:
     assert quiet
 
 
+def test_two_writes_of_one_size_in_quick_succession_are_told_apart(
+    folder: Path, pool_yaml: Text
+) -> None:
+    source = DirectorySource(folder)
+    source.poll()
+    for turn in range(100):
+        (folder / "one.yaml").write_text(pool_yaml("one", path=f"/srv/{turn:03}"))
+        snapshot = source.poll()
+        assert snapshot is not None
+        assert snapshot.declared[0].spec.dump()["target"]["path"] == f"/srv/{turn:03}"
+
+
 def test_an_unchanged_file_written_again_gives_nothing_new(
     folder: Path, pool_yaml: Text, eventually: Eventually
 ) -> None:
@@ -310,6 +327,8 @@ def test_a_link_to_a_folder_is_followed_when_it_is_switched(
         (tmp_path / "new").symlink_to("other")
         (tmp_path / "new").rename(current)
         eventually(lambda: followed.states == {"one": "Inactive"})
+        (tmp_path / "other/one.yaml").write_text(pool_yaml("one"))
+        eventually(lambda: followed.states == {"one": "Active"})
 
 
 def test_a_folder_that_is_missing_at_first_is_not_complete(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.resources import PRUNE, AnyResource, Declared, Metadata, Resource, kinds
@@ -94,6 +94,7 @@ def test_protected_resources_and_those_that_go_already_are_passed_over() -> None
     assert [key.name for key in pruning.delete] == ["other"]
 
 
+@settings(deadline=None)
 @given(
     present=st.sets(st.integers(0, 40)),
     declared=st.sets(st.integers(0, 40)),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends import errors
@@ -191,6 +191,21 @@ def test_deletion_waits_for_the_last_finalizer(store: Store, pool: Declare) -> N
     assert store.runtime(resource.metadata.uid) == {}
 
 
+def test_a_resource_that_stays_loses_its_finalizer_and_nothing_else(
+    store: Store, pool: Declare
+) -> None:
+    resource = store.apply(pool()).resource
+    store.add_finalizer(resource.key)
+    held = store.get(resource.key)
+    assert held is not None
+    assert held.metadata.finalizers == (FINALIZER,)
+    assert store.remove_finalizer(resource.key)
+    left = store.get(resource.key)
+    assert left is not None
+    assert left.metadata.finalizers == ()
+    assert left.spec == resource.spec
+
+
 def test_a_second_request_for_deletion_changes_nothing(store: Store, pool: Declare) -> None:
     resource = store.apply(pool()).resource
     store.add_finalizer(resource.key)
@@ -346,6 +361,7 @@ CHANGES = st.lists(
 )
 
 
+@settings(deadline=None, max_examples=40)
 @given(changes=CHANGES)
 def test_generation_counts_the_changes_of_the_spec_and_nothing_else(
     changes: list[tuple[str, str, dict[str, str]]], tmp_path_factory: pytest.TempPathFactory

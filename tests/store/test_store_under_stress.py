@@ -119,6 +119,33 @@ def test_a_writer_waits_for_another(tmp_path: Path, pool: Declare) -> None:
         assert len(store.list()) == 2
 
 
+MAKE_MANY = """
+import pathlib, sys, time
+from controller.store import Store
+folder = pathlib.Path(sys.argv[1])
+for number in range(100):
+    # All processes come to each store at about the same time.
+    (folder / f"{number}-{sys.argv[2]}").touch()
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob(f"{number}-*"))) < 3:
+        assert time.monotonic() < deadline, "another process ended"
+    Store(folder / f"state-{number}").close()
+"""
+
+
+def test_a_store_may_be_made_by_many_at_once(tmp_path: Path) -> None:
+    makers = [
+        subprocess.Popen(
+            [sys.executable, "-c", MAKE_MANY, tmp_path, str(number)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    assert [maker.communicate()[1] for maker in makers] == ["", "", ""]
+
+
 def test_the_store_is_for_its_owner_only(tmp_path: Path, pool: Declare) -> None:
     with closing(Store(tmp_path / "var/state")) as store:
         store.apply(pool())

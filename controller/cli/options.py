@@ -1,0 +1,138 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import enum
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Output(enum.StrEnum):
+    """How objects are printed."""
+
+    TABLE = "table"
+    WIDE = "wide"
+    JSON = "json"
+    YAML = "yaml"
+    XML = "xml"
+    NAME = "name"
+
+
+class Format(enum.StrEnum):
+    """What ``convert`` makes of a file."""
+
+    YAML = "yaml"
+    XML = "xml"
+
+
+class PlanOutput(enum.StrEnum):
+    """How a plan is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class EventOutput(enum.StrEnum):
+    """How events are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class CapabilityOutput(enum.StrEnum):
+    """How capabilities are printed."""
+
+    XML = "xml"
+    TABLE = "table"
+    JSON = "json"
+
+
+class LogLevel(enum.StrEnum):
+    """What the agent's log holds."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def seconds(text: str | float) -> float:
+    """A span of time such as ``90``, ``30s``, ``5m`` or ``1h30m``, in seconds."""
+    written = str(text).strip()
+    parts = _DURATION.findall(written)
+    if not parts or "".join(number + unit for number, unit in parts) != written:
+        raise typer.BadParameter(f"{text!r} is not a span of time like 30s, 5m or 1h30m.")
+    return float(sum(float(number) * _SECONDS[unit] for number, unit in parts))
+
+
+StateDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--state-dir",
+        envvar="POOLKEEPER_STATE_DIR",
+        metavar="DIR",
+        show_default=False,
+        help="Where the state is kept; default /var/lib/poolkeeper for root, else "
+        "poolkeeper in the XDG state directory.",
+    ),
+]
+NodeName = Annotated[
+    str,
+    typer.Option(
+        "--node-name",
+        envvar="POOLKEEPER_NODE_NAME",
+        metavar="NAME",
+        show_default=False,
+        help="Keep the pools of this node; default: the host's name.",
+    ),
+]
+Namespace = Annotated[
+    str, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of volumes.")
+]
+AllNamespaces = Annotated[
+    bool, typer.Option("--all-namespaces", "-A", help="Volumes of all namespaces.")
+]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        parser=seconds,
+        metavar="TIME",
+        help="How long to wait, like 30s or 5m. A step that was begun is not cut off.",
+    ),
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Return when all is Ready, failed or late.")]
+Files = Annotated[
+    list[str],
+    typer.Option(
+        "--filename",
+        "-f",
+        metavar="PATH",
+        show_default=False,
+        help="A file or folder of manifests, or - for standard input; may be repeated.",
+    ),
+]
+PoolName = Annotated[
+    str,
+    typer.Option(
+        "--pool",
+        metavar="NAME",
+        show_default=False,
+        help="The pool of volumes in libvirt's XML that stand in no pool's folder.",
+    ),
+]
+PoolFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--pool",
+        metavar="FILE",
+        show_default=False,
+        help="The pool that a volume is in, which tells its formats: XML or a manifest.",
+    ),
+]

@@ -1,0 +1,127 @@
+"""``run``: the agent as a process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import typer
+
+from controller.agent import Agent
+from controller.cli.printing import say
+from controller.cli.session import Session
+from controller.cli.working import Deadline, take_over
+from controller.locking import AgentLock
+from controller.sources.base import Source
+from controller.sources.directory import DirectorySource
+from controller.sources.git import git_source
+from controller.sources.pruning import Threshold
+
+LOCK_WITHIN = 60.0
+"""Seconds that the agent waits at its start for a command that is at work."""
+
+_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
+_FORMAT_OF_JOURNAL = "%(message)s"
+
+_PRIORITIES = {
+    logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2,
+}  # fmt: skip
+"""Levels as sd-daemon(3) writes them before a line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """A repository of manifests, as options give it."""
+
+    url: str = ""
+    branch: str = ""
+    path: str = ""
+    interval: float = 60.0
+
+
+def run(
+    session: Session,
+    directories: Sequence[Path],
+    repository: Repository,
+    *,
+    pruning: Threshold | None,
+    level: str,
+) -> int:
+    """Keep the pools of this node until a signal comes; 1 where a step did not end in time."""
+    _log(level)
+    sources = _sources(session, directories, repository)
+    if pruning is not None and not sources:
+        raise typer.BadParameter("--prune needs --directory or --git.")
+    stop = _stop_on_signals()
+    with AgentLock(session.state) as lock:
+        if not _acquire(lock):
+            return 1
+        with session.store() as store:
+            agent = Agent(store, session.engine(store), sources, pruning=pruning)
+            ended = agent.run(stop)
+            if not ended:
+                # A thread is stuck in the kernel; leaving in the ordinary way would wait for it.
+                logging.shutdown()
+                os._exit(1)
+    return 0
+
+
+def _acquire(lock: AgentLock) -> bool:
+    holder = take_over(lock, Deadline(LOCK_WITHIN), role="agent")
+    if holder is not None:
+        say(f"Another agent (process {holder.pid}) keeps this state directory already.", "red")
+    return holder is None
+
+
+def _sources(session: Session, directories: Sequence[Path], repository: Repository) -> list[Source]:
+    sources: list[Source] = [DirectorySource(path.absolute()) for path in directories]
+    if repository.url:
+        sources.append(
+            git_source(
+                repository.url,
+                checkouts=session.state / "checkouts",
+                branch=repository.branch,
+                path=repository.path,
+                interval=repository.interval,
+            )
+        )
+    elif repository.branch or repository.path:
+        raise typer.BadParameter("--branch and --path belong to --git.")
+    return sources
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    return stop
+
+
+class _JournalFormatter(logging.Formatter):
+    """Lines with their priority in front, as the journal reads them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = _PRIORITIES.get(record.levelno, 6)
+        text = super().format(record)
+        return "\n".join(f"<{priority}>{line}" for line in text.splitlines())
+
+
+def _log(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if os.environ.get("JOURNAL_STREAM"):
+        handler.setFormatter(_JournalFormatter(_FORMAT_OF_JOURNAL))
+    else:
+        handler.setFormatter(logging.Formatter(_FORMAT))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("watchdog").setLevel(logging.WARNING)
