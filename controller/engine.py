@@ -60,20 +60,21 @@ VOLUMES_AT_ONCE = 4
 """Volumes of one pool that are worked on side by side; the disk is the limit, not the count."""
 
 _DONE = {
-    Verb.BUILD_POOL: "Built",
-    Verb.ADOPT_POOL: "Adopted",
-    Verb.START_POOL: "Started",
-    Verb.STOP_POOL: "Stopped",
-    Verb.SET_POOL_PERMISSIONS: "PermissionsChanged",
-    Verb.CLEAN_POOL: "LeftoversRemoved",
-    Verb.DELETE_POOL: "Deleted",
-    Verb.CREATE_VOLUME: "Created",
-    Verb.ADOPT_VOLUME: "Adopted",
-    Verb.GROW_VOLUME: "Resized",
-    Verb.SHRINK_VOLUME: "Resized",
-    Verb.SET_VOLUME_PERMISSIONS: "PermissionsChanged",
-    Verb.DELETE_VOLUME: "Deleted",
+    Verb.BUILD_POOL: ("Built", "Made {place}."),
+    Verb.ADOPT_POOL: ("Adopted", "Took {place} over."),
+    Verb.START_POOL: ("Started", "Started {place}."),
+    Verb.STOP_POOL: ("Stopped", "Stopped {place}."),
+    Verb.SET_POOL_PERMISSIONS: ("PermissionsChanged", "Changed {place}."),
+    Verb.CLEAN_POOL: ("LeftoversRemoved", "Cleaned {place}."),
+    Verb.DELETE_POOL: ("Deleted", "Deleted {place}."),
+    Verb.CREATE_VOLUME: ("Created", "Made {place}."),
+    Verb.ADOPT_VOLUME: ("Adopted", "Took {place} over."),
+    Verb.GROW_VOLUME: ("Resized", "Resized {place}."),
+    Verb.SHRINK_VOLUME: ("Resized", "Resized {place}."),
+    Verb.SET_VOLUME_PERMISSIONS: ("PermissionsChanged", "Changed {place}."),
+    Verb.DELETE_VOLUME: ("Deleted", "Deleted {place}."),
 }
+"""What the event of a finished step says: its reason, and how its message begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +197,7 @@ class Engine:
             attempted |= _pending(found)
             self._apply_pool(found, failures)
         self._summarise(found, failures)
-        self._adopt_discovered(world, found)
+        self._adopt_discovered(found)
         acted = bool(attempted - _pending(found) - _refused(found) - failures.keys())
         return self._outcome(found, failures, acted=acted)
 
@@ -356,9 +357,7 @@ class Engine:
             return found.facts.active
         if found.own.resource.spec.adoption is Adoption.OBSERVE:
             return found.own.resource.spec.state is PoolState.ACTIVE
-        return not any(item.verb is Verb.START_POOL for item in found.own.plan.actions) and (
-            self._pool_history(found.own.resource).running
-        )
+        return self._pool_history(found.own.resource).up
 
     def _apply_pool(
         self, found: PoolExamination, failures: dict[Key, list[errors.StorageError]]
@@ -450,7 +449,9 @@ class Engine:
         self.store.end_step(step, str(problem) if problem else "")
         self.observer.ended(action, problem)
         if problem is None:
-            self._event(resource, "Normal", _DONE[action.verb], action.reason)
+            reason, told = _DONE[action.verb]
+            message = f"{told.format(place=action.place)} {action.reason}"
+            self._event(resource, "Normal", reason, message)
         else:
             log.warning("%s on %s: %s", action.verb, action.target, problem)
         return problem
@@ -492,22 +493,23 @@ class Engine:
             own_status = self._pool_status(found, failures, moment)
             self._settle(found.own, own_status, failures)
 
-    def _adopt_discovered(self, world: World, found: PoolExamination) -> None:
+    def _adopt_discovered(self, found: PoolExamination) -> None:
         """Declare what nobody declared, where the pool's ``discovery`` is Adopt."""
         own, facts = found.own, found.facts
         if own is None or facts is None or own.resource.spec.discovery is not Discovery.ADOPT:
             return
         if not self._serves(found) or own.resource.spec.suspend:
             return
-        declared = {volume_name(item) for item in world.volumes(found.name)}
-        for name in sorted(facts.volumes.keys() - declared):
+        strangers = facts.volumes.keys() - {item.volume.name for item in found.volumes if item.volume}
+        if strangers:  # asked anew: somebody may have declared one since the look
+            strangers -= {volume_name(item) for item in self.world().volumes(found.name)}
+        for name in sorted(strangers):
             if not facts.volumes[name].problem:
                 self._declare_discovered(found.name, facts.volumes[name])
 
     def _declare_discovered(self, pool: str, facts: VolumeFacts) -> None:
         names = object_name(facts.name), object_name(f"{pool}/{facts.name}")
         keys = [Key("StorageVolume", DEFAULT_NAMESPACE, name) for name in names]
-        # Asked anew: what a user declared meanwhile is not to be overwritten.
         key = next((item for item in keys if self.store.get(item) is None), None)
         if key is None:
             return

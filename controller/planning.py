@@ -46,7 +46,8 @@ _IMPACTS = {
 class Action:
     """One thing to do.
 
-    :param target: what it is done to, as a person names it.
+    :param target: what it is done to, as a person names it: the resource and its place.
+    :param place: the path or name on the host alone.
     :param reason: why, in one sentence.
     :param destroys: what will be lost, by name; empty where nothing is.
     :param commands: host commands it would run; empty where it needs none.
@@ -54,6 +55,7 @@ class Action:
 
     verb: Verb
     target: str
+    place: str
     reason: str
     impact: Impact
     destroys: tuple[str, ...] = ()
@@ -102,6 +104,11 @@ class PoolHistory:
     def rebooted(self) -> bool:
         return bool(self.started_boot) and self.started_boot != self.boot
 
+    @property
+    def up(self) -> bool:
+        """Whether it was started in this boot, and not stopped since."""
+        return self.running and self.started_boot == self.boot
+
 
 @dataclass(slots=True)
 class _Draft:
@@ -121,11 +128,13 @@ class _Draft:
         except errors.StorageError as error:  # it can't be done, and that is known beforehand
             self.refusals.append(error)
             return
+        place = self._place()
         impact = Impact.DESTRUCTIVE if destroys else _IMPACTS.get(verb, Impact.IN_PLACE)
         self.actions.append(
             Action(
                 verb=verb,
-                target=f"{resource} ({self._place()})",
+                target=f"{resource} ({place})",
+                place=place,
                 reason=reason,
                 impact=impact,
                 destroys=tuple(destroys),
@@ -287,7 +296,7 @@ def _plan_state(draft: _Draft, facts: PoolFacts, history: PoolHistory) -> Plan:
     spec = draft.pool.spec
     running = facts.active
     if running is None:
-        running = history.running and not history.rebooted and bool(history.started_boot)
+        running = history.up
     down_since_boot = (
         not spec.autostart
         and history.rebooted
@@ -344,7 +353,7 @@ def plan_pool_deletion(
                 )
             )
             return draft.finish()
-    if facts.active or (facts.active is None and history.running):
+    if facts.active or (facts.active is None and history.up):
         draft.act(Verb.STOP_POOL, f"deletionPolicy is {policy}.")
     if policy is PoolDeletion.DELETE and ours and made:
         if facts.leftovers:

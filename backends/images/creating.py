@@ -8,6 +8,7 @@ process; the others by qemu-img, which is told everything and opens nothing but 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ COMPATS = ("0.10", "1.1")
 
 _DEFAULT_COMPAT = "1.1"
 _EXTENDED_L2_CLUSTER = 16384
+_FULL = os.strerror(errno.ENOSPC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,9 +309,20 @@ def create(
     if os.path.lexists(path):
         raise _standing(path)
     for argv in commands(request, path):
-        run(argv)
+        _run(argv, run)
     with _translated(f"write {path} to the disk"), _opened(path, os.O_RDONLY) as fd:
         os.fsync(fd)
+
+
+def _run(argv: Sequence[str], run: Run) -> None:
+    """Run qemu-img, which tells a full file system from other failures by words alone."""
+    try:
+        run(argv)
+    except errors.CommandFailed as error:
+        if _FULL not in error.message:
+            raise
+        hint = "Free some space or use a larger pool."
+        raise errors.NoSpace(error.message, hint=hint) from error
 
 
 def _create_raw(request: ImageRequest, path: str, checkpoint: Checkpoint) -> None:
@@ -410,13 +423,14 @@ def resize(
     :param allocate: set aside the space that is added; raw images only.
     :raises errors.ShrinkNotAllowed: a raw image is larger and ``shrink`` is not set.
     :raises errors.Unsupported: the format can't.
+    :raises errors.NoSpace: the file system is full.
     """
     check_resize(format, shrink=shrink, allocate=allocate)
     if _format(format).maker is Maker.SELF:
         _resize_raw(path, capacity, shrink, allocate, checkpoint)
         return
     for argv in resize_commands(format, path, capacity, shrink=shrink):
-        run(argv)
+        _run(argv, run)
 
 
 def _resize_raw(

@@ -160,12 +160,13 @@ def _usage(resource: AnyResource) -> Cell:
 
 
 def show(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Print a table: on a terminal fitted to it, else as wide as its text."""
+    """Print a table, as wide as its text; in colours where they are to be had."""
     cells = [[Cell(one_line(item.text), item.colour, item.right) for item in row] for row in rows]
+    titles = [heading.upper() for heading in headings]
     if sys.stdout.isatty():
-        _show_on_terminal(headings, cells)
+        _show_on_terminal(titles, cells)
     else:
-        put(plain([heading.upper() for heading in headings], cells))
+        put(plain(titles, cells))
 
 
 def plain(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
@@ -205,4 +206,5 @@ def _show_on_terminal(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -
         table.add_row(*(Text(item.text, style=item.colour) for item in row))
     # Wider than the terminal is for the terminal to wrap: a path can then be copied whole.
     widest = console.measure(table, options=console.options.update(width=MAX_WIDTH)).maximum
-    console.print(table, width=max(console.width, widest), crop=False, soft_wrap=True)
+    console.width = max(console.width, widest)
+    console.print(table, crop=False)

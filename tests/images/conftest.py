@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -52,41 +51,3 @@ def probe() -> Callable[[pathlib.Path | str], probing.ImageHeader]:
             os.close(fd)
 
     return look
-
-
-@pytest.fixture
-def btrfs(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A directory on a btrfs of its own."""
-    with mounted(tmp_path, "btrfs", ["mkfs.btrfs", "-q", "-f"]) as point:
-        yield point
-
-
-@pytest.fixture
-def ramfs(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A directory on a file system that can't set space aside."""
-    with mounted(tmp_path, "ramfs", None) as point:
-        yield point
-
-
-@contextlib.contextmanager
-def mounted(tmp_path: pathlib.Path, kind: str, maker: list[str] | None) -> Iterator[pathlib.Path]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount")
-    if kind not in pathlib.Path("/proc/filesystems").read_text().split():
-        pytest.skip(f"this kernel has no {kind}")
-    point = tmp_path / f"{kind}-mount"
-    point.mkdir()
-    source, options = "poolkeeper-test", []
-    if maker is not None:
-        if shutil.which(maker[0]) is None:
-            pytest.skip(f"{maker[0]} is not installed")
-        image = tmp_path / f"{kind}.img"
-        with image.open("wb") as file:
-            file.truncate(128 * 2**20)
-        subprocess.run([*maker, str(image)], check=True, capture_output=True)
-        source, options = str(image), ["-o", "loop"]
-    subprocess.run(["mount", *options, "-t", kind, source, str(point)], check=True)
-    try:
-        yield point
-    finally:
-        subprocess.run(["umount", str(point)], check=True)

@@ -4,16 +4,18 @@ import os
 import pathlib
 import subprocess
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backends import errors, sizes
-from backends.host import attributes
+from backends.host import attributes, commands
 from backends.images import allocating, creating
 from backends.images.creating import ImageRequest
 from backends.images.formats import FORMATS, Maker, max_capacity, same
+from backends.spec import FileFormat
 
 MIB = 2**20
 QEMU_MADE = [name for name, item in FORMATS.items() if item.maker is Maker.QEMU_IMG]
@@ -44,16 +46,14 @@ def make(request, path, run):
 
 
 def test_every_format_of_libvirt_is_known():
-    assert list(FORMATS) == (
-        "none raw dir bochs cloop dmg iso vpc vdi fat vhd ploop cow qcow qcow2 qed vmdk".split()
-    )
+    assert list(FORMATS) == list(get_args(FileFormat))
     for item in FORMATS.values():
         assert item.creatable != bool(item.why_not)
 
 
 @pytest.mark.parametrize("format", QEMU_MADE)
 @pytest.mark.parametrize("capacity", [1, 513, 65537, 1000000, 10 * MIB, 3000000001])
-def test_an_image_has_the_capacity_asked_for(tmp_path, run, qemu_info, probe, format, capacity):
+def test_an_image_has_the_capacity_asked_for(tmp_path, run, qemu_info, probe, *, format, capacity):
     path = make(ImageRequest(format, capacity), tmp_path / "image", run)
     facts = qemu_info(path, FORMATS[format].driver)
     assert facts["virtual-size"] == sizes.round_up(capacity, 512)
@@ -120,7 +120,7 @@ def test_qemu_finds_nothing_wrong(tmp_path, run, format):
     subprocess.run(["qemu-img", "check", "-q", "-f", format, str(path)], check=True)
 
 
-@pytest.mark.parametrize("size", [4096, 64 * 2**20])
+@pytest.mark.parametrize("size", [4096, 2 * MIB])
 def test_clusters_of_qed_can_be_chosen(tmp_path, run, qemu_info, probe, size):
     request = ImageRequest("qed", 64 * MIB, cluster_size=size)
     path = make(request, tmp_path / "image", run)
@@ -133,7 +133,7 @@ def test_clusters_of_qed_can_be_chosen(tmp_path, run, qemu_info, probe, size):
      ("qed", "raw"), ("qed", "qcow2"), ("vmdk", "vmdk")],
 )  # fmt: skip
 def test_an_overlay_names_its_backing_image(
-    tmp_path, run, qemu_info, probe, format, backing_format
+    tmp_path, run, qemu_info, probe, *, format, backing_format
 ):
     base = make(ImageRequest(backing_format, 4 * MIB), tmp_path / "ba:se, a=b", run)
     request = ImageRequest(format, 8 * MIB, backing_path=str(base), backing_format=backing_format)
@@ -182,6 +182,7 @@ def test_a_relative_path_is_a_mistake_of_the_caller():
 
 
 REFUSED = {
+    "clusters with which qemu overflows": ImageRequest("qed", MIB, cluster_size=4 * MIB),
     "metadata of raw": ImageRequest("raw", MIB, preallocation="Metadata"),
     "metadata of vdi": ImageRequest("vdi", MIB, preallocation="Metadata"),
     "falloc of vmdk, which qemu-img would ignore": ImageRequest("vmdk", MIB, preallocation="Full"),
@@ -319,8 +320,8 @@ def test_too_large_a_raw_image_has_no_space(tmp_path):
 
 
 @pytest.mark.root
-def test_zeros_are_written_where_space_can_not_be_set_aside(ramfs):
-    path = ramfs / "raw"
+def test_zeros_are_written_where_space_can_not_be_set_aside(mounted):
+    path = mounted("ramfs") / "raw"
     done = []
     creating.create(ImageRequest("raw", 9 * MIB), str(path), no_command, checkpoint=done.append)
     assert path.read_bytes() == bytes(9 * MIB)
@@ -350,9 +351,9 @@ def test_data_before_the_range_is_kept(tmp_path):
 @pytest.mark.root
 @pytest.mark.parametrize("format", ["raw", "qcow2", "vdi"])
 @pytest.mark.parametrize("nocow", [True, False])
-def test_copy_on_write_is_turned_off_on_btrfs(btrfs, run, format, nocow):
+def test_copy_on_write_is_turned_off_on_btrfs(mounted, run, format, nocow):
     request = ImageRequest(format, MIB, nocow=nocow)
-    path = make(request, btrfs / "image", run)
+    path = make(request, mounted("btrfs") / "image", run)
     fd = os.open(path, os.O_RDONLY)
     try:
         assert attributes.get_nocow(fd) is nocow
@@ -361,8 +362,8 @@ def test_copy_on_write_is_turned_off_on_btrfs(btrfs, run, format, nocow):
 
 
 @pytest.mark.root
-def test_nocow_is_a_wish_where_nothing_is_copied(ramfs):
-    path = make(ImageRequest("raw", MIB, nocow=True), ramfs / "raw", no_command)
+def test_nocow_is_a_wish_where_nothing_is_copied(mounted):
+    path = make(ImageRequest("raw", MIB, nocow=True), mounted("ramfs") / "raw", no_command)
     assert path.stat().st_size == MIB
 
 
@@ -446,3 +447,15 @@ def test_an_overlay_may_get_its_capacity_late():
     with pytest.raises(errors.Unsupported):
         creating.create(request, "/nowhere/image", no_command)
     creating.check(replace(request, capacity=MIB))
+
+
+@pytest.mark.root
+def test_a_full_file_system_has_no_space(mounted, run):
+    def running(argv):
+        commands.run(argv)
+
+    directory = mounted("ext4")
+    for format in ("raw", "qcow2"):
+        request = ImageRequest(format, 2**30, preallocation="Falloc")
+        with pytest.raises(errors.NoSpace):
+            make(request, directory / format, running)
