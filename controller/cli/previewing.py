@@ -253,7 +253,7 @@ def _heading(preview: Preview) -> str:
 
 def _action(action: Action) -> Iterator[str]:
     sign = _sign(action)
-    head = f"    {sign} {action.verb} {action.target}: {action.reason} [{action.impact}]"
+    head = f"    {sign} {action.verb} {action.place}: {action.reason} [{action.impact}]"
     yield _painted(sign, head)
     for lost in action.destroys:
         yield _painted("-", f"        destroys {lost}")

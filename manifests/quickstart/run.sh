@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 . .ci/prepare.sh
 
-place=${POOLKEEPER_QUICKSTART:-${XDG_DATA_HOME:-$HOME/.local/share}/poolkeeper-quickstart}
+place=${POOLKEEPER_QUICKSTART:-$HOME/poolkeeper-quickstart}
 mkdir -p "$place/manifests"
 for manifest in manifests/quickstart/*.yaml; do
     sed "s#/tmp/poolkeeper-quickstart#$place#" "$manifest" >"$place/manifests/$(basename "$manifest")"
