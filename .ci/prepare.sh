@@ -1,6 +1,7 @@
 # Sourced by the commands of the README: makes .venv with the project in it, and looks for the
-# host's tools. Arguments: extras to install, such as [dev]. As root on Debian it installs what
-# is missing; as an ordinary user it says what to ask for.
+# host's tools. POOLKEEPER_EXTRAS are extras to install, such as [dev]; POOLKEEPER_TOOLS are further
+# programs with their Debian packages. As root on Debian it installs what is missing; as an ordinary
+# user it says what to ask for.
 set -eu
 
 missing=""
@@ -30,9 +31,10 @@ if [ ! -x .venv/bin/python ]; then
     echo "Making .venv"
     python3 -m venv .venv
 fi
-stamp=".venv/installed${1:-}"
+extras=${POOLKEEPER_EXTRAS:-}
+stamp=".venv/installed$extras"
 if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
-    echo "Installing Poolkeeper${1:-} into .venv"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${1:-}"
+    echo "Installing Poolkeeper$extras into .venv"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extras"
     touch "$stamp"
 fi

@@ -4,7 +4,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 POOLKEEPER_TOOLS="git=git mkfs.ext4=e2fsprogs mkfs.btrfs=btrfs-progs mkfs.vfat=dosfstools setfattr=attr"
-. .ci/prepare.sh "[dev]"
+POOLKEEPER_EXTRAS="[dev]"
+. .ci/prepare.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -145,6 +146,8 @@ def _work(
 
 @contextlib.contextmanager
 def _foreground(session: Session, store: Store) -> Iterator[Foreground]:
+    # What the engine logs for an agent is shown here as it happens.
+    logging.getLogger("controller").addHandler(logging.NullHandler())
     with progress.shown() as observer:
         foreground = Foreground(session, store, observer)
         foreground.recover()
