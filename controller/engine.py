@@ -500,7 +500,8 @@ class Engine:
             return
         if not self._serves(found) or own.resource.spec.suspend:
             return
-        strangers = facts.volumes.keys() - {item.volume.name for item in found.volumes if item.volume}
+        known = {volume_name(item.resource) for item in found.volumes}
+        strangers = facts.volumes.keys() - known
         if strangers:  # asked anew: somebody may have declared one since the look
             strangers -= {volume_name(item) for item in self.world().volumes(found.name)}
         for name in sorted(strangers):

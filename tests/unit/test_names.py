@@ -9,7 +9,20 @@ from backends import errors, names
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "a/b", "/", "-rf", "a\nb", "a\0b", "a\x7fb", "x" * 256, "ä" * 128, ".poolkeeper"],
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "/",
+        "-rf",
+        "a\nb",
+        "a\0b",
+        "a\x7fb",
+        "x" * 256,
+        "ä" * 128,
+        ".poolkeeper",
+    ],
 )
 def test_names_that_could_lead_elsewhere_are_refused(name):
     with pytest.raises(errors.InvalidSpec) as caught:
@@ -18,7 +31,9 @@ def test_names_that_could_lead_elsewhere_are_refused(name):
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("name", ["a", "disk.qcow2", "ä" * 127, "a b", "a:b,c=d", ".hidden", "x" * 255])
+@pytest.mark.parametrize(
+    "name", ["a", "disk.qcow2", "ä" * 127, "a b", "a:b,c=d", ".hidden", "x" * 255]
+)
 def test_plain_names_are_taken(name):
     assert names.check_name(name, what="volume name") == name
 
