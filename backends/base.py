@@ -121,7 +121,11 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeFacts:
-    """What was observed of a volume; sizes in bytes."""
+    """What was observed of a volume; sizes in bytes.
+
+    :param format: the declared format where that is taken at its word, else what the header shows.
+    :param header_format: what the header shows in any case; None where that is nothing more.
+    """
 
     name: str
     path: str
@@ -130,6 +134,7 @@ class VolumeFacts:
     format: str | None
     capacity: int | None
     allocation: int | None
+    header_format: str | None = None
     physical: int | None = None
     permissions: PermissionFacts | None = None
     mark: Mark | None = None

@@ -194,6 +194,12 @@ class ProbeFailed(StorageError):
     reason, libvirt_code = "ProbeFailed", 75
 
 
+class FormatChanged(StorageError):
+    """A volume of ours has another format than declared: something else wrote to it."""
+
+    reason, terminal, libvirt_code = "FormatChanged", True, 55
+
+
 class CommandFailed(StorageError):
     """A host command ended with an exit status other than the expected one."""
 

@@ -132,8 +132,10 @@ class FileVolumes(Backend):
                 mark=self.context.marks.read_entry(directory.fd, name),
                 permissions=directory.permissions(name),
             )
-            if is_directory or declared in _HEADERLESS:
+            if is_directory:
                 return basic
+            if declared in _HEADERLESS:
+                return replace(basic, header_format=_header_format(directory, name))
             return self._with_header(directory, basic, declared)
         except errors.NotFound:
             return replace(basic, problem="it vanished while it was looked at")
@@ -143,11 +145,7 @@ class FileVolumes(Backend):
     def _with_header(
         self, directory: Directory, basic: VolumeFacts, declared: str | None
     ) -> VolumeFacts:
-        fd = directory.open_file(basic.name, os.O_RDONLY)
-        try:
-            header = probing.probe(fd)
-        finally:
-            os.close(fd)
+        header = _header(directory, basic.name)
         chain: Sequence[probing.BackingLink] = ()
         if header.backing_path is not None:
             chain = probing.backing_chain(header, directory.path)
@@ -292,7 +290,8 @@ class FileVolumes(Backend):
     def resize_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
         if volume.capacity is None:
             return
-        with self._open(pool) as directory:
+        with self._open(pool) as directory, self._opened_image(directory, volume) as image:
+            path, pass_fds = image
             self._require_ours(directory, volume)
             observed = self._observe_entry(
                 pool, directory, volume.name, directory.stat(volume.name)
@@ -302,19 +301,42 @@ class FileVolumes(Backend):
                 commands.run(
                     argv,
                     timeout=self.context.command_timeout,
-                    pass_fds=directory.pass_fds,
+                    pass_fds=pass_fds,
                     cancel=work.cancel,
                 )
 
             shrink = observed.capacity is not None and volume.capacity < observed.capacity
             creating.resize(
                 volume.format or "raw",
-                directory.path_for_commands(volume.name),
+                path,
                 volume.capacity,
                 shrink=shrink,
                 allocate=volume.spec.resize.allocate and not shrink,
                 run=run,
             )
+
+    @contextmanager
+    def _opened_image(
+        self, directory: Directory, volume: Volume
+    ) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """A path to an existing image, and the descriptors that lead there.
+
+        qemu-img follows links, so it is given the open file itself. A backing file with a relative
+        name is found only from the image's own directory; such an image is opened by its name.
+        """
+        by_name = directory.path_for_commands(volume.name), directory.pass_fds
+        if volume.format in _HEADERLESS:
+            yield by_name
+            return
+        fd = directory.open_file(volume.name, os.O_RDWR)
+        try:
+            backing = probing.probe(fd).backing_path
+            if backing is None or backing.startswith("/"):
+                yield f"/proc/self/fd/{fd}", (fd,)
+            else:
+                yield by_name
+        finally:
+            os.close(fd)
 
     def set_volume_permissions(self, pool: Pool, volume: Volume) -> None:
         with self._open(pool) as directory:
@@ -396,6 +418,22 @@ def set_copy_on_write(directory: Directory, wanted: bool | None) -> None:
 def _plain_path(link: probing.BackingLink) -> str:
     """The path as a declaration would have it, without the detours that a header may take."""
     return link.path if link.present is None else os.path.normpath(link.path)
+
+
+def _header(directory: Directory, name: str) -> probing.ImageHeader:
+    fd = directory.open_file(name, os.O_RDONLY)
+    try:
+        return probing.probe(fd)
+    finally:
+        os.close(fd)
+
+
+def _header_format(directory: Directory, name: str) -> str | None:
+    """What stands in a volume that is declared to have no header; nonsense counts as nothing."""
+    try:
+        return _header(directory, name).format
+    except (errors.ProbeFailed, errors.PermissionRefused):
+        return None
 
 
 def _identity(directory: Directory) -> tuple[int, int]:

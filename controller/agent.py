@@ -6,6 +6,7 @@ the workers of the pools concerned.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from controller.notifying import notify
 from controller.resources import REQUESTED_AT, AnyResource, Declared, Key
 from controller.sources.base import Snapshot, Source, follow
 from controller.sources.pruning import Threshold, prunable
-from controller.store import Store
-from controller.workers import Workers
+from controller.store import EventType, Store
+from controller.workers import Workers, backoff
 from controller.worlds import World
 
 log = logging.getLogger(__name__)
@@ -48,21 +49,28 @@ class Agent:
         self._sources = sources
         self._pruning = pruning
         self._workers = Workers(engine.reconcile)
+        self._refused: dict[str, list[Declared]] = {}
+        self._revisions: dict[str, str] = {}
+        self._lock = threading.Lock()
         self._seen: dict[str, tuple[object, ...]] = {}
         self._pools_seen: frozenset[object] = frozenset()
 
     def run(self, stop: threading.Event) -> bool:
         """Work until ``stop`` is set; false where a worker did not end in time."""
         self._engine.recover()
+
+        def take_over(snapshot: Snapshot) -> None:
+            self._take_over(snapshot, stop)
+
         followers = [
             threading.Thread(
-                target=follow, args=(source, self.deliver, stop), name=source.origin, daemon=True
+                target=follow, args=(source, take_over, stop), name=source.origin, daemon=True
             )
             for source in self._sources
         ]
         for follower in followers:
             follower.start()
-        notify("READY=1")
+        _tell_manager("READY=1")
         log.info("keeping the pools of node %s", self._engine.node)
         revision = -1
         while not stop.is_set():
@@ -71,7 +79,7 @@ class Agent:
         return self._stop(followers)
 
     def _stop(self, followers: Sequence[threading.Thread]) -> bool:
-        notify("STOPPING=1")
+        _tell_manager("STOPPING=1")
         self._engine.cancel.set()
         for source in self._sources:
             source.stop()
@@ -88,6 +96,7 @@ class Agent:
             current = self._store.revision()
             if current == revision:
                 return revision
+            self._apply_refused()
             self._wake(self._engine.world())
         except errors.StorageError as error:
             log.error("the store can't be read: %s", error)
@@ -106,24 +115,54 @@ class Agent:
         self._seen, self._pools_seen = seen, pools
         self._workers.wake(sorted(changed))
 
+    def _take_over(self, snapshot: Snapshot, stop: threading.Event) -> None:
+        """Deliver, again while the store can't be written: a source says nothing twice."""
+        failures, delivered = 0, False
+        while not (delivered or stop.is_set()):
+            try:
+                self.deliver(snapshot)
+                delivered = True
+            except errors.StorageError as error:
+                failures += 1
+                log.error("%s can't be taken over now: %s", snapshot.origin, error)
+                stop.wait(backoff(failures))
+
     def deliver(self, snapshot: Snapshot) -> None:
         """Take over what a source declares now."""
         for problem in snapshot.problems:
             log.warning("%s", problem)
-            self._tell(snapshot, problem.reason, str(problem))
+            self._tell(snapshot, "Warning", problem.reason, str(problem))
         if not snapshot.complete:
             log.warning("%s: nothing is pruned: %s", snapshot.origin, snapshot.reason)
+        refused = []
         for declared in self._own(snapshot.declared):
             try:
-                applied = self._store.apply(declared, source=snapshot.origin)
+                self._apply(declared, snapshot.origin)
             except errors.StorageError as error:
+                if not error.terminal:
+                    raise
+                refused.append(declared)
                 log.warning("%s:%d: %s: %s", declared.file, declared.line, declared.key, error)
                 self._store.record_event(declared.key, "", "Warning", error.reason, str(error))
-                continue
-            if applied.outcome != "unchanged":
-                log.info("%s %s", declared.key, applied.outcome)
+        with self._lock:
+            self._refused[snapshot.origin] = refused
+        self._note_revision(snapshot)
         if self._pruning is not None:
             self._prune(snapshot, self._pruning)
+
+    def _apply(self, declared: Declared, origin: str) -> None:
+        applied = self._store.apply(declared, source=origin)
+        if applied.outcome != "unchanged":
+            log.info("%s %s", declared.key, applied.outcome)
+
+    def _apply_refused(self) -> None:
+        """Try again what the store refused, such as a resource that was still being deleted."""
+        with self._lock:
+            for origin, refused in self._refused.items():
+                for declared in list(refused):
+                    with contextlib.suppress(errors.InvalidSpec, errors.Conflict):  # told already
+                        self._apply(declared, origin)
+                        refused.remove(declared)
 
     def _own(self, declared: Sequence[Declared]) -> list[Declared]:
         """Without what other nodes keep: their pools, and the volumes in those.
@@ -147,7 +186,7 @@ class Agent:
         decision = prunable(self._store.from_source(snapshot.origin), snapshot, threshold)
         if decision.refused:
             log.warning("nothing is pruned: %s", decision.refused)
-            self._tell(snapshot, "PruneRefused", decision.refused)
+            self._tell(snapshot, "Warning", "PruneRefused", decision.refused)
         for key in decision.delete:
             log.info("%s is pruned: %s no longer declares it", key, snapshot.origin)
             self._store.record_event(
@@ -155,9 +194,26 @@ class Agent:
             )
             self._store.request_deletion(key)
 
-    def _tell(self, snapshot: Snapshot, reason: str, message: str) -> None:
+    def _note_revision(self, snapshot: Snapshot) -> None:
+        """Tell which revision is in force now, once for each."""
+        if self._revisions.get(snapshot.origin, "") == snapshot.revision:
+            return
+        self._revisions[snapshot.origin] = snapshot.revision
+        message = f"Revision {snapshot.revision} declares {len(snapshot.declared)} resources."
+        log.info("%s: %s", snapshot.origin, message)
+        self._tell(snapshot, "Normal", "Revision", message)
+
+    def _tell(self, snapshot: Snapshot, type: EventType, reason: str, message: str) -> None:
         key = Key("ManifestSource", "", snapshot.origin)
-        self._store.record_event(key, "", "Warning", reason, message)
+        self._store.record_event(key, "", type, reason, message)
+
+
+def _tell_manager(state: str) -> None:
+    """Tell the service manager; where it can't be reached, the work goes on all the same."""
+    try:
+        notify(state)
+    except OSError as error:
+        log.warning("the service manager can't be told %s: %s", state, error)
 
 
 def _elsewhere(declared: Declared, pools: set[str], node: str) -> bool:

@@ -61,17 +61,17 @@ VOLUMES_AT_ONCE = 4
 
 _DONE = {
     Verb.BUILD_POOL: ("Built", "Made {place}."),
-    Verb.ADOPT_POOL: ("Adopted", "Took {place} over."),
+    Verb.ADOPT_POOL: ("Adopted", "Took {place} over. {reason}"),
     Verb.START_POOL: ("Started", "Started {place}."),
     Verb.STOP_POOL: ("Stopped", "Stopped {place}."),
-    Verb.SET_POOL_PERMISSIONS: ("PermissionsChanged", "Changed {place}."),
-    Verb.CLEAN_POOL: ("LeftoversRemoved", "Cleaned {place}."),
+    Verb.SET_POOL_PERMISSIONS: ("PermissionsChanged", "Changed {place}. {reason}"),
+    Verb.CLEAN_POOL: ("LeftoversRemoved", "Cleaned {place}. {reason}"),
     Verb.DELETE_POOL: ("Deleted", "Deleted {place}."),
     Verb.CREATE_VOLUME: ("Created", "Made {place}."),
-    Verb.ADOPT_VOLUME: ("Adopted", "Took {place} over."),
-    Verb.GROW_VOLUME: ("Resized", "Resized {place}."),
-    Verb.SHRINK_VOLUME: ("Resized", "Resized {place}."),
-    Verb.SET_VOLUME_PERMISSIONS: ("PermissionsChanged", "Changed {place}."),
+    Verb.ADOPT_VOLUME: ("Adopted", "Took {place} over. {reason}"),
+    Verb.GROW_VOLUME: ("Resized", "Resized {place}. {reason}"),
+    Verb.SHRINK_VOLUME: ("Resized", "Resized {place}. {reason}"),
+    Verb.SET_VOLUME_PERMISSIONS: ("PermissionsChanged", "Changed {place}. {reason}"),
     Verb.DELETE_VOLUME: ("Deleted", "Deleted {place}."),
 }
 """What the event of a finished step says: its reason, and how its message begins."""
@@ -313,7 +313,9 @@ class Engine:
         if pool is None or backend is None or found.facts is None:
             raise _pool_not_ready(found)
         examined.volume = volume = world.declare_volume(resource, pool, backend)
-        standing = dependents.get(os.path.realpath(backend.volume_path(pool, volume.name)), [])
+        path = backend.volume_path(pool, volume.name)
+        paths = {path, _true_path(path)} if dependents else ()
+        standing = sorted({name for item in paths for name in dependents.get(item, ())})
         if resource.deleting:
             examined.plan = planning.plan_volume_deletion(
                 pool, volume, found.facts, backend=backend, dependents=standing
@@ -450,7 +452,7 @@ class Engine:
         self.observer.ended(action, problem)
         if problem is None:
             reason, told = _DONE[action.verb]
-            message = f"{told.format(place=action.place)} {action.reason}"
+            message = told.format(place=action.place, reason=action.reason)
             self._event(resource, "Normal", reason, message)
         else:
             log.warning("%s on %s: %s", action.verb, action.target, problem)
@@ -691,20 +693,25 @@ def _foreseen(found: PoolExamination) -> PoolFacts | None:
 def _dependents(world: World, found: PoolExamination) -> dict[str, list[str]]:
     """What stands on a path, by path: all images of the pool, and volumes declared in others.
 
-    The path is the true one, for a header may name the same image by way of a link.
+    For images of the pool it is the true path, as a header may name its base by way of a link.
+    Paths of other pools are not looked at: one on a dead server must not hold up this pool.
     """
     standing: dict[str, list[str]] = {}
     if found.facts is None:
         return standing
     for item in found.facts.volumes.values():
         for link in item.backing_chain:
-            standing.setdefault(os.path.realpath(link.path), []).append(item.path)
+            standing.setdefault(_true_path(link.path), []).append(item.path)
     for resource in world.resources.values():
         if resource.kind.name != "StorageVolume" or resource.spec.pool_ref.name == found.name:
             continue
         for link in resource.status.backing_chain:
-            standing.setdefault(os.path.realpath(link.path), []).append(str(resource.key))
+            standing.setdefault(link.path, []).append(str(resource.key))
     return standing
+
+
+def _true_path(path: str) -> str:
+    return os.path.realpath(path) if path.startswith("/") else path
 
 
 def _independent(waiting: Sequence[Examination]) -> list[list[Examination]]:

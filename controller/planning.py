@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from backends import errors
 from backends.base import Backend, Pool, PoolFacts, Presence, Verb, Volume, VolumeFacts
@@ -344,7 +344,8 @@ def plan_pool_deletion(
         _Owner.FORMER_SELF,
     )
     if policy is PoolDeletion.DELETE and ours and made:
-        held = sorted({*facts.volumes, *declared, *(name for name, _ in facts.skipped)})
+        others = {name if name.isprintable() else ascii(name) for name, _ in facts.skipped}
+        held = sorted({*facts.volumes, *declared, *others})
         if held:
             draft.refusals.append(
                 errors.DeletionRefused(
@@ -469,8 +470,7 @@ def _plan_volume_ownership(draft: _Draft, observed: VolumeFacts, live_marks: set
     if owner is _Owner.SELF:
         return True
     if owner is _Owner.FORMER_SELF:
-        draft.act(Verb.ADOPT_VOLUME, "It carries this resource's mark of an earlier life.")
-        return True
+        return _plan_return(draft, observed)
     if owner is _Owner.OTHER:
         draft.refusals.append(_owned_by_other(observed.path, observed.mark))
         return False
@@ -501,12 +501,30 @@ def _plan_volume_ownership(draft: _Draft, observed: VolumeFacts, live_marks: set
     return False
 
 
+def _plan_return(draft: _Draft, observed: VolumeFacts) -> bool:
+    """Plan taking back what an earlier resource of this name left; true where it may be changed."""
+    volume, shown = _volume(draft), _shown_format(observed)
+    same_size = volume.capacity is not None and volume.capacity == observed.capacity
+    if not _same_format(draft, observed) or not (_same_format(draft, shown) or same_size):
+        draft.refusals.append(
+            errors.AdoptionMismatch(
+                f"{observed.path} is left from an earlier resource of this name and its format is "
+                f"{shown.format}, declared {volume.format}.",
+                hint="Declare what is there, or move it away.",
+            )
+        )
+        return False
+    draft.act(Verb.ADOPT_VOLUME, "It carries this resource's mark of an earlier life.")
+    return True
+
+
 def _mismatches(draft: _Draft, observed: VolumeFacts) -> list[tuple[str, str, str]]:
     """What a volume that is there would have to be to match: field, declared, observed."""
     volume = _volume(draft)
     found = []
-    if not _same_format(draft, observed):
-        found.append(("format", _shown(volume.format), _shown(observed.format)))
+    shown = _shown_format(observed)
+    if not _same_format(draft, shown):
+        found.append(("format", _shown(volume.format), _shown(shown.format)))
     declared, seen = volume.capacity, observed.capacity
     sized = declared is not None and seen is not None and volume.format != "dir"
     if sized and not _same_capacity(draft, declared or 0, seen or 0):
@@ -521,7 +539,7 @@ def _plan_volume_changes(draft: _Draft, observed: VolumeFacts, dependents: Seque
     if not _same_format(draft, observed):
         draft.differ("format", volume.format, observed.format)
         draft.refusals.append(
-            errors.ProbeFailed(
+            errors.FormatChanged(
                 f"{observed.path} is declared {volume.format} and its header shows "
                 f"{observed.format}.",
                 hint="Something else wrote to it; bring it back or delete the resource.",
@@ -620,6 +638,12 @@ def _same_format(draft: _Draft, observed: VolumeFacts) -> bool:
     if declared is None or observed.format is None:
         return True
     return draft.backend.same_format(declared, observed.format)
+
+
+def _shown_format(observed: VolumeFacts) -> VolumeFacts:
+    """The volume by its header alone. A declared raw volume is taken at its word once it is ours;
+    before that, an image in it more likely means that the declaration is wrong."""
+    return replace(observed, format=observed.header_format or observed.format)
 
 
 def _same_capacity(draft: _Draft, declared: int, observed: int) -> bool:

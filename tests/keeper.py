@@ -35,16 +35,16 @@ class Keeper:
         self.engine = self.engine_of_boot(boot, node)
 
     def engine_of_boot(self, boot: str, node: str = NODE) -> Engine:
-        return Engine(
-            self.store, BackendContext(marks=MarkStore(self.state)), node=node, boot=boot
-        )
+        return Engine(self.store, BackendContext(marks=MarkStore(self.state)), node=node, boot=boot)
 
     def reboot(self, boot: str) -> None:
         """Go on as after a start of the host: same state, another boot id, a new process."""
         self.engine = self.engine_of_boot(boot)
 
     def apply(self, *documents: dict[str, Any]) -> list[Key]:
-        loaded = manifests.load(json.dumps({"kind": "List", "apiVersion": "v1", "items": documents}))
+        loaded = manifests.load(
+            json.dumps({"kind": "List", "apiVersion": "v1", "items": documents})
+        )
         assert not loaded.problems, [str(item) for item in loaded.problems]
         for item in loaded.declared:
             self.store.apply(item)
@@ -211,7 +211,9 @@ def image_info(path: Path) -> dict[str, Any]:
     return found
 
 
-def make_image(path: Path, size: str, *, format: str = "qcow2", options: Iterable[str] = ()) -> None:
+def make_image(
+    path: Path, size: str, *, format: str = "qcow2", options: Iterable[str] = ()
+) -> None:
     subprocess.run(
         ["qemu-img", "create", "-q", "-f", format, *options, str(path), size], check=True
     )
@@ -252,7 +254,7 @@ def run_in_child(work: Callable[[], None], *, uid: int | None = None) -> None:
                 os.setuid(uid)
             work()
             code = 0
-        except BaseException:  # noqa: BLE001 - a child must end here, whatever happened
+        except BaseException:
             traceback.print_exc(file=sys.__stderr__)
         finally:
             os._exit(code)

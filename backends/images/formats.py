@@ -68,6 +68,8 @@ _READ_ONLY = "qemu-img can read it and not make it"
 _ANY_IMAGE = frozenset(
     {"raw", "iso", "bochs", "cloop", "dmg", "vpc", "vhd", "vdi", "qcow", "qcow2", "qed", "vmdk"}
 )
+_HEADERLESS = frozenset({"raw", "iso"})
+"""What qcow and qed images can stand on: neither keeps the format of another one in its header."""
 
 
 def _raw(name: str) -> ImageFormat:
@@ -127,7 +129,7 @@ _ALL = (
         maker=Maker.QEMU_IMG,
         max_capacity=2**46,
         takes_empty=False,
-        backing=_ANY_IMAGE,
+        backing=_HEADERLESS,
     ),
     ImageFormat(
         name="qcow2",
@@ -144,7 +146,7 @@ _ALL = (
         name="qed",
         driver="qed",
         maker=Maker.QEMU_IMG,
-        backing=_ANY_IMAGE,
+        backing=_HEADERLESS,
         cluster_sizes=(4 * KIB, 2 * MIB),  # with larger ones qemu's limit of the size overflows
         grows=True,
     ),

@@ -621,10 +621,10 @@ def _resolved(name: str, directory: str) -> str | None:
     """The path of a backing image as qemu takes it; None for what is not a file's name.
 
     A colon before the first slash makes a name an address (``nbd://``, ``rbd:``, ``json:``); the
-    ``file:`` of a path means nothing.
+    ``file:`` of a path means nothing, whatever slashes follow it.
     """
-    if name.startswith("file:/") and not name.startswith("file://"):
-        return name.removeprefix("file:")
+    if name.startswith("file:/"):
+        return "/" + name.removeprefix("file:").lstrip("/")
     if ":" in name.partition("/")[0]:
         return None
     return os.path.join(directory, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,11 +34,16 @@ from controller.cli.working import (
     wait_until,
 )
 from controller.locking import AgentLock
-from controller.resources import AnyResource, Key, kinds
+from controller.resources import REQUESTED_AT, AnyResource, Key, kinds
 from controller.sources.base import Snapshot
 from controller.store import Store
 
-_COLOURS = {Verdict.READY: "green", Verdict.FAILED: "red", Verdict.PENDING: "yellow"}
+_COLOURS = {
+    Verdict.READY: "",
+    Verdict.FAILED: "red",
+    Verdict.PENDING: "yellow",
+    Verdict.RESTING: "",
+}
 
 
 @dataclass(slots=True)
@@ -46,11 +52,13 @@ class _Job:
 
     :param keys: the resources whose state is to be told.
     :param pools: the pools to pass over.
+    :param unchanged: those of ``keys`` whose state may be one that was true before.
     :param failed: what could not be written.
     """
 
     keys: list[Key] = field(default_factory=list)
     pools: set[str] = field(default_factory=set)
+    unchanged: list[Key] = field(default_factory=list)
     failed: int = 0
 
 
@@ -95,6 +103,7 @@ def _write(session: Session, store: Store, snapshot: Snapshot) -> _Job:
         else:
             job.keys.append(declared.key)
             job.pools.add(pool_of(declared))
+            job.unchanged += [declared.key] if applied.outcome == "unchanged" else []
     return job
 
 
@@ -103,15 +112,31 @@ def _see_to(session: Session, store: Store, job: _Job, *, wait: bool, deadline: 
     if not job.keys:
         return 0
 
+    request = datetime.datetime.now(datetime.UTC).isoformat()
+    asked: list[Key] = []
+
+    def ask() -> None:
+        asked.extend(job.unchanged)
+        for key in asked:
+            store.annotate(key, REQUESTED_AT, request)
+
     def settled() -> bool:
+        if any(_last_handled(store, key) not in (None, request) for key in asked):
+            return False
         return Verdict.PENDING not in verdicts(store, job.keys).values()
 
-    early = _work(session, store, job.pools, wait=wait, deadline=deadline, settled=settled)
+    early = _work(session, store, job.pools, wait=wait, deadline=deadline, settled=settled, ask=ask)
     if early is not None:
         return early
     found = verdicts(store, job.keys)
     _show_result(store, found)
     return exit_code(found.values(), waited=wait)
+
+
+def _last_handled(store: Store, key: Key) -> str | None:
+    """The request that was handled last, empty for none; None where the resource is gone."""
+    resource = store.get(key)
+    return None if resource is None else str(resource.status.last_handled_request or "")
 
 
 def _work(
@@ -122,9 +147,11 @@ def _work(
     wait: bool,
     deadline: Deadline,
     settled: Callable[[], bool],
+    ask: Callable[[], None] = lambda: None,
 ) -> int | None:
     """Pass over pools here, or leave it to the agent and wait for it if asked to.
 
+    :param ask: makes the agent look now, before it is waited for.
     :returns: the exit code where nobody waits for the result or nobody could begin, else None.
     """
     with AgentLock(session.state) as lock:
@@ -133,14 +160,16 @@ def _work(
         except errors.InUse as error:
             report(error)
             return 3
-        if agent is None:
+        if agent is not None:
+            say(f"An agent (process {agent.pid}) keeps this state and carries it out.")
+            if not wait:
+                return 0
+            ask()
+            # Where the agent ends meanwhile, the work is ours.
+            wait_until(lambda: settled() or lock.try_acquire("command"), deadline)
+        if lock.held:
             with _foreground(session, store) as foreground:
                 foreground.carry_out(pools, retry=wait, deadline=deadline, settled=settled)
-            return None
-    say(f"An agent (process {agent.pid}) keeps this state and carries it out.")
-    if not wait:
-        return 0
-    wait_until(settled, deadline)
     return None
 
 
@@ -161,9 +190,9 @@ def _show_result(store: Store, found: dict[Key, Verdict]) -> None:
         resource = store.get(key)
         ready = summarising.condition(resource.status, "Ready") if resource else None
         message = ready.message if ready else "It is gone." if resource is None else "Not seen yet."
-        rows.append([Cell(reference(key)), Cell(verdict.value, _COLOURS[verdict]), Cell(message)])
+        rows.append([Cell(reference(key)), Cell(verdict.value), Cell(message)])
     for line, verdict in zip(tables.plain([], rows).splitlines(), found.values(), strict=True):
-        say(line, "" if verdict is Verdict.READY else _COLOURS[verdict])
+        say(line, _COLOURS[verdict])
 
 
 def delete(
@@ -290,7 +319,7 @@ def wait(
         if AgentLock(session.state).holder() is None:
             say("No agent keeps this state now; nothing changes until something does.", "yellow")
         left = _wait(store, keys, wanted, condition, deadline)
-        return _report_left(left, wanted, deadline)
+        return _report_left(left, wanted, condition, deadline)
 
 
 def _wait(
@@ -310,12 +339,15 @@ def _wait(
     return left
 
 
-def _report_left(left: dict[Key, AnyResource | None], wanted: _Wanted, deadline: Deadline) -> int:
+def _report_left(
+    left: dict[Key, AnyResource | None], wanted: _Wanted, condition: str, deadline: Deadline
+) -> int:
+    """Say what did not come to hold, and why; the exit code."""
     for key, item in left.items():
         ready = summarising.condition(item.status, "Ready") if item else None
         why = "it is gone" if item is None else ready.message if ready else "not looked at yet"
-        late = "" if wanted.hopeless(item) else f" after {deadline.seconds:g} s"
-        say(f"{reference(key)} is not so{late}: {why}", "red")
+        met = "can't be met" if wanted.hopeless(item) else f"not met in {deadline.seconds:g} s"
+        say(f"{reference(key)}: {condition} {met}: {why}", "red")
     if not left:
         return 0
     return 1 if any(wanted.hopeless(item) for item in left.values()) else 3

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="poolkeeper",
     help="Keeps a host's storage pools and volumes the way their manifests say.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -19,6 +19,9 @@ USAGE = 64
 
 INTERRUPTED = 130
 
+COMPLETION = "_POOLKEEPER_COMPLETE"
+"""Set where a shell asks for completions (Typer: completion)."""
+
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 """Of the click that Typer brings or uses, whichever this Typer does."""
 
@@ -47,6 +50,10 @@ def _run(arguments: list[str]) -> int:
     from controller.cli.commands import app  # noqa: PLC0415 - inside what is reported
 
     command = typer.main.get_command(app)
+    if not arguments and COMPLETION not in os.environ:
+        with contextlib.redirect_stdout(sys.stderr):
+            command.main(["--help"], prog_name="poolkeeper", standalone_mode=False)
+        return USAGE
     try:
         answer = command.main(arguments, prog_name="poolkeeper", standalone_mode=False)
         sys.stdout.flush()

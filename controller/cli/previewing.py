@@ -16,7 +16,7 @@ from controller.cli.options import PlanOutput
 from controller.cli.printing import as_word, clean, one_line, painted, put, report, say
 from controller.cli.reading import in_order, place_of, read
 from controller.cli.session import Session
-from controller.cli.working import foreign_pools, pool_of
+from controller.cli.working import foreign_pools, pool_of, rests
 from controller.engine import Engine, Examination
 from controller.planning import Action, Impact, Plan
 from controller.resources import AnyResource, Declared, Key, Resource, now
@@ -54,6 +54,15 @@ class Preview:
     changes: list[FieldChange] = field(default_factory=list)
     plan: Plan = field(default_factory=Plan)
     deleting: bool = False
+    resting: bool = False
+    """Whether it only waits for a pool that is declared Inactive."""
+
+    @property
+    def refused(self) -> bool:
+        waits = self.resting and all(
+            isinstance(item, errors.PoolNotReady) for item in self.plan.refusals
+        )
+        return bool(self.plan.refusals) and not waits
 
     @property
     def changed(self) -> bool:
@@ -161,8 +170,7 @@ def plan(
         put(as_json(_dump(previews, problems)))
     else:
         _show(previews)
-    refused = any(item.plan.refusals for item in previews)
-    if problems or overlay.failed or refused:
+    if problems or overlay.failed or any(item.refused for item in previews):
         return 1
     return CHANGES if any(item.changed for item in previews) else 0
 
@@ -183,6 +191,8 @@ def _previews(
     for examined in engine.plan(world, sorted(pools)):
         for item in [*([examined.own] if examined.own else []), *examined.volumes]:
             _note(found, item)
+            pool = examined.own.resource if examined.own else None
+            found[item.resource.key].resting = rests(item.resource, pool)
     return list(found.values())
 
 
@@ -196,7 +206,9 @@ def _note(found: dict[Key, Preview], item: Examination) -> None:
 
 def _with_backing_paths(engine: Engine, world: World) -> World:
     """The world as if volumes that others stand on across pools were there already."""
-    for key in {world.backing_key(item) for item in _volumes(world)} - {None}:
+    volumes = [item for item in world.resources.values() if item.kind.name == "StorageVolume"]
+    resources = dict(world.resources)
+    for key in {world.backing_key(item) for item in volumes}:
         base = world.resources.get(key) if key else None
         pool = world.pool(base.spec.pool_ref.name) if base is not None else None
         if base is None or pool is None or base.status.path is not None:
@@ -207,12 +219,8 @@ def _with_backing_paths(engine: Engine, world: World) -> World:
         except errors.StorageError:
             continue  # the pool's own plan says what is wrong with it
         status = base.status.model_copy(update={"path": path})
-        world = world.replacing(replace(base, status=status))
-    return world
-
-
-def _volumes(world: World) -> list[AnyResource]:
-    return [item for item in world.resources.values() if item.kind.name == "StorageVolume"]
+        resources[base.key] = replace(base, status=status)
+    return World(resources.values(), node=world.node)
 
 
 def _sign(action: Action) -> str:
@@ -238,7 +246,8 @@ def _lines(preview: Preview) -> Iterator[str]:
     for action in preview.plan.actions:
         yield from _action(action)
     for refusal in preview.plan.refusals:
-        yield painted(one_line(f"    ! {refusal.reason}: {refusal}"), "red", sys.stdout)
+        colour = "red" if preview.refused else "yellow"
+        yield painted(one_line(f"    ! {refusal.reason}: {refusal}"), colour, sys.stdout)
     for item in preview.plan.drift:
         yield one_line(f"    drift: {item.field} is {item.observed}, declared {item.desired}")
     if preview.plan.expired:
@@ -277,8 +286,8 @@ def summary(previews: Sequence[Preview]) -> Mapping[str, int]:
         "change": signs.count("~"),
         "destroy": signs.count("-"),
         "declare": sum(item.outcome in ("created", "configured") for item in previews),
-        "refused": sum(bool(item.plan.refusals) for item in previews),
-        "unchanged": sum(not (item.changed or item.plan.refusals) for item in previews),
+        "refused": sum(item.refused for item in previews),
+        "unchanged": sum(not (item.changed or item.refused) for item in previews),
     }
 
 

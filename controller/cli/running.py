@@ -15,7 +15,7 @@ from types import FrameType
 import typer
 
 from controller.agent import Agent
-from controller.cli.printing import say
+from controller.cli.printing import clean, say
 from controller.cli.session import Session
 from controller.cli.working import Deadline, take_over
 from controller.locking import AgentLock
@@ -108,13 +108,19 @@ def _stop_on_signals() -> threading.Event:
     return stop
 
 
-class _JournalFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """Lines that can't command a terminal, whatever a file is called."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(super().format(record))
+
+
+class _JournalFormatter(_Formatter):
     """Lines with their priority in front, as the journal reads them."""
 
     def format(self, record: logging.LogRecord) -> str:
         priority = _PRIORITIES.get(record.levelno, 6)
-        text = super().format(record)
-        return "\n".join(f"<{priority}>{line}" for line in text.splitlines())
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
 
 
 def _log(level: str) -> None:
@@ -122,6 +128,6 @@ def _log(level: str) -> None:
     if os.environ.get("JOURNAL_STREAM"):
         handler.setFormatter(_JournalFormatter(_FORMAT_OF_JOURNAL))
     else:
-        handler.setFormatter(logging.Formatter(_FORMAT))
+        handler.setFormatter(_Formatter(_FORMAT))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("watchdog").setLevel(logging.WARNING)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from backends import errors
+from backends.spec import PoolState
 from controller import summarising
 from controller.cli.printing import say
 from controller.cli.session import Session
@@ -38,6 +39,8 @@ class Verdict(enum.Enum):
     READY = "Ready"
     FAILED = "failed"
     PENDING = "not Ready"
+    RESTING = "resting"
+    """A volume whose pool is declared Inactive."""
 
 
 class Deadline:
@@ -56,11 +59,23 @@ class Deadline:
         return self.left == 0.0
 
 
-def verdict(resource: AnyResource | None) -> Verdict:
-    """What its conditions say; a resource that is not there has failed."""
+def verdict(resource: AnyResource | None, pool: AnyResource | None) -> Verdict:
+    """What its conditions say; a resource that is not there has failed.
+
+    :param pool: the pool of a volume.
+    """
     if resource is None or summarising.stalled(resource):
         return Verdict.FAILED
-    return Verdict.READY if summarising.ready(resource) else Verdict.PENDING
+    if summarising.ready(resource):
+        return Verdict.READY
+    return Verdict.RESTING if rests(resource, pool) else Verdict.PENDING
+
+
+def rests(resource: AnyResource, pool: AnyResource | None) -> bool:
+    """Whether a volume waits for nothing but its pool, which is to be down."""
+    if resource.kind.name != "StorageVolume" or pool is None:
+        return False
+    return pool.spec.state is PoolState.INACTIVE
 
 
 def pool_of(item: AnyResource | Declared) -> str:
@@ -186,12 +201,21 @@ def wait_until(holds: Callable[[], bool], deadline: Deadline) -> bool:
 
 
 def verdicts(store: Store, keys: Iterable[Key]) -> dict[Key, Verdict]:
-    return {key: verdict(store.get(key)) for key in keys}
+    """What has become of each."""
+    found = {}
+    for key in keys:
+        resource = store.get(key)
+        name = pool_of(resource) if resource is not None else ""
+        found[key] = verdict(resource, store.get(Key("StoragePool", "", name)))
+    return found
 
 
 def exit_code(found: Iterable[Verdict], *, waited: bool) -> int:
-    """0 where all is Ready, 1 where something failed, 3 where time ran out."""
+    """0 where all is well, 1 where something failed, 3 where time ran out.
+
+    A volume that rests is well, unless its being Ready was waited for.
+    """
     listed = set(found)
-    if Verdict.FAILED in listed or (Verdict.PENDING in listed and not waited):
+    if Verdict.FAILED in listed or (Verdict.RESTING if waited else Verdict.PENDING) in listed:
         return 1
     return 3 if Verdict.PENDING in listed else 0

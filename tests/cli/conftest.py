@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ class CommandLine:
         return [sys.executable, "-m", "controller.cli.main", *map(str, arguments)]
 
     def environment(self, **more: str) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(REPOSITORY), **more}
+        paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
 
     def process(self, *arguments: str | Path, **environment: str) -> Result:
         """The same as a process of its own, with its output in pipes."""
@@ -160,6 +161,3 @@ def agent(poolkeeper: CommandLine) -> Any:
         process.wait()
         if process.stderr is not None:
             process.stderr.close()
-
-
-Arguments = Sequence[str]

@@ -100,7 +100,7 @@ def test_a_change_that_the_store_refuses_is_named_with_its_place(poolkeeper, wri
     manifest = write("changed.yaml", volume(volumeName="two"), volume("other"))
     result = poolkeeper("apply", manifest)
     assert result.code == 1
-    assert f"{manifest}:1: StorageVolume/default/disk" in result.err
+    assert f"{manifest}:2: StorageVolume/default/disk" in result.err
     assert "storagevolume/other created" in result.out
 
 
@@ -234,3 +234,15 @@ def test_an_interrupted_step_is_told_and_gone_over(poolkeeper, write, pool, volu
 def test_nothing_to_apply_is_no_success(poolkeeper, arguments):
     assert poolkeeper("apply", *arguments).code in (1, 64)
     assert not poolkeeper.state.exists()
+
+
+def test_volumes_of_a_pool_that_is_declared_inactive_rest(poolkeeper, write, pool, volume, images):
+    manifest = write("all.yaml", pool(state="Inactive"), volume())
+    assert poolkeeper("plan", manifest).code == 2
+    result = poolkeeper("apply", manifest)
+    assert result.code == 0
+    assert "its state is Inactive" in result.err
+    assert poolkeeper("plan", manifest).code == 0
+    assert poolkeeper("apply", manifest, "--wait", "--timeout", "4m").code == 1
+    assert poolkeeper("apply", write("all.yaml", pool(), volume()), "--wait").code == 0
+    assert (images / "disk").exists()

@@ -87,10 +87,10 @@ def test_a_missing_image_is_a_problem_and_no_failure(tmp_path, image, chain):
 
 
 def test_an_image_that_may_not_be_read_is_a_problem(tmp_path, image, chain):
-    if os.geteuid() == 0:
-        pytest.skip("root may read everything")
     base = image(tmp_path / "base", "raw")
     base.chmod(0)
+    if os.access(base, os.R_OK):
+        pytest.skip("this user may read everything")
     (link,) = chain(image(tmp_path / "top", on=base, of="raw"))
     assert (link.present, link.problem) == (False, "Permission denied")
 

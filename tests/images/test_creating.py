@@ -130,7 +130,7 @@ def test_clusters_of_qed_can_be_chosen(tmp_path, run, qemu_info, probe, size):
 @pytest.mark.parametrize(
     ("format", "backing_format"),
     [("qcow", "raw"), ("qcow2", "raw"), ("qcow2", "iso"), ("qcow2", "vhd"), ("qcow2", "qcow2"),
-     ("qed", "raw"), ("qed", "qcow2"), ("vmdk", "vmdk")],
+     ("qed", "raw"), ("vmdk", "vmdk")],
 )  # fmt: skip
 def test_an_overlay_names_its_backing_image(
     tmp_path, run, qemu_info, probe, *, format, backing_format

@@ -1,4 +1,4 @@
-"""Headers of hostile images: nothing but a header or a refusal comes of them, and little is read."""
+"""Hostile images: nothing but a header or a refusal comes of them, and little is read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import struct
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -32,6 +31,7 @@ HAND_MADE = {
     "cow": samples.cow(2**20, b"/srv/base"),
     "cowd": b"COWD" + struct.pack("<III", 1, 3, 2048).ljust(1020, b"\0"),
     "iso": samples.iso(40_000),
+    "luks1": samples.luks1(4096, 20_000),
     "luks2": samples.luks2(samples.luks2_segments("16384"), size=20_000),
     "ploop": samples.ploop(2048),
     "qcow2 by hand": samples.qcow2(backing=b"/srv/base"),
@@ -47,7 +47,6 @@ BY_QEMU = {
     "vdi": ("vdi", "", ()),
     "vpc": ("vpc", "", ()),
     "vpc fixed": ("vpc", "subformat=fixed", ()),
-    "luks": ("luks", "key-secret=s,iter-time=10", ("--object", "secret,id=s,data=x")),
 }
 
 
@@ -78,24 +77,30 @@ class Reads:
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reads]:
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
     counted = Reads()
     monkeypatch.setattr(os, "pread", counted)
-    yield counted
+    return counted
+
+
+def outcome(path: pathlib.Path) -> tuple[ImageHeader | None, str]:
+    """The header, or the words with which it was refused. Any other error is not caught."""
+    try:
+        return samples.probe(path), ""
+    except errors.ProbeFailed as error:
+        return None, error.message
 
 
 def examined(path: pathlib.Path, data: bytes, reads: Reads) -> ImageHeader | None:
     """The header, checked for what always holds; None where it was refused."""
     path.write_bytes(data)
     reads.bytes = 0
-    try:
-        header = samples.probe(path)
-    except errors.ProbeFailed as error:
-        assert error.message.endswith(".")
-        assert len(error.message) < 200
+    header, refusal = outcome(path)
+    assert reads.bytes <= MOST_READ
+    if header is None:
+        assert refusal.endswith(".")
+        assert len(refusal) < 200
         return None
-    finally:
-        assert reads.bytes <= MOST_READ
     assert 0 <= header.capacity <= MAX_SIZE
     for text in (header.backing_path, header.backing_format, header.data_file):
         assert text is None or ("\0" not in text and len(os.fsencode(text)) <= probing.MAX_NAME)
@@ -129,34 +134,28 @@ def test_arbitrary_bytes_behind_a_magic_are_read_or_refused(
 
 
 LARGE_NUMBERS = (b"\xff" * 8, b"\x7f" + b"\xff" * 7, b"\xff" * 4, b"\x80" + b"\0" * 7, b"\0" * 8)
-mutations = st.lists(
-    st.tuples(st.integers(0, 1200), st.sampled_from(LARGE_NUMBERS) | st.binary(max_size=8)),
-    max_size=4,
-)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, original: bytes) -> bytes:
+    """An image with a few numbers changed, and perhaps cut short."""
+    data = bytearray(original)
+    # A fixed VHD has its header in its last sector.
+    start = draw(st.sampled_from((0, max(0, len(data) - 512))))
+    values = st.sampled_from(LARGE_NUMBERS) | st.binary(max_size=8)
+    for offset, value in draw(st.lists(st.tuples(st.integers(0, 1200), values), max_size=4)):
+        data[start + offset : start + offset + len(value)] = value
+    length = draw(st.none() | st.integers(0, 5000))
+    return bytes(data[:length])
 
 
 @fuzzing
-@given(
-    st.sampled_from(sorted(HAND_MADE | BY_QEMU)),
-    mutations,
-    st.none() | st.integers(0, 5000),
-    st.booleans(),
-)
+@given(st.data())
 def test_a_damaged_image_is_read_or_refused(
-    originals: dict[str, bytes],
-    tmp_path: pathlib.Path,
-    reads: Reads,
-    name: str,
-    changes: list[tuple[int, bytes]],
-    length: int | None,
-    at_end: bool,
+    originals: dict[str, bytes], tmp_path: pathlib.Path, reads: Reads, data: st.DataObject
 ) -> None:
-    data = bytearray(originals[name])
-    for offset, value in changes:
-        # A fixed VHD has its header at the end, and the descriptor of a VMDK stands at 512.
-        start = max(0, len(data) - 512) + offset % 512 if at_end else offset
-        data[start : start + len(value)] = value
-    examined(tmp_path / "image", bytes(data[:length]), reads)
+    name = data.draw(st.sampled_from(sorted(originals)))
+    examined(tmp_path / "image", data.draw(damaged(originals[name])), reads)
 
 
 @pytest.mark.parametrize("name", sorted(HAND_MADE | BY_QEMU))
@@ -167,7 +166,7 @@ def test_an_image_cut_anywhere_in_its_header_is_read_or_refused(
         examined(tmp_path / "image", originals[name][:length], reads)
 
 
-@pytest.mark.parametrize("name", ["qcow2", "vmdk", "vdi", "qed", "vpc", "luks"])
+@pytest.mark.parametrize("name", ["qcow2", "vmdk", "vdi", "qed", "vpc", "luks1"])
 def test_an_intact_image_costs_few_bytes(
     originals: dict[str, bytes], tmp_path: pathlib.Path, reads: Reads, name: str
 ) -> None:
@@ -257,18 +256,17 @@ def test_what_follows_the_end_of_the_extensions_declares_no_format(tmp_path: pat
 
 
 @pytest.mark.parametrize("length", [0xFFFFFFF8, 0xFFFFFFFF, 65536, 1024])
-def test_an_extension_of_absurd_length_ends_them(tmp_path: pathlib.Path, length: int) -> None:
+def test_an_extension_of_absurd_length_is_refused(tmp_path: pathlib.Path, length: int) -> None:
     absurd = struct.pack(">II", FORMAT, length) + b"raw"
     data = samples.qcow2(backing=b"base", backing_at=65000, extensions=absurd)
-    (tmp_path / "image").write_bytes(data)
-    assert samples.probe(tmp_path / "image").backing_format is None
+    refused(tmp_path / "image", data, f"{length} bytes")
 
 
-def test_a_header_of_absurd_length_has_no_extensions(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("length", [0, 71, 65537, 0xFFFFFFFF])
+def test_a_header_of_absurd_length_is_refused(tmp_path: pathlib.Path, length: int) -> None:
     data = bytearray(samples.qcow2(extensions=samples.qcow2_extension(FORMAT, b"raw")))
-    struct.pack_into(">I", data, 100, 0xFFFFFFFF)
-    (tmp_path / "image").write_bytes(data)
-    assert samples.probe(tmp_path / "image").format == "qcow2"
+    struct.pack_into(">I", data, 100, length)
+    refused(tmp_path / "image", bytes(data), f"claims {length} bytes")
 
 
 @pytest.mark.parametrize("version", [0, 4, 2**32 - 1])
@@ -310,8 +308,15 @@ def test_nonsense_in_a_luks2_header_is_read_or_refused(
 
 
 @pytest.mark.parametrize(
-    "text", [b"[" * 12_000, b'{"a":' * 2_000, b"\xff\xfe", b"", b'{"segments": {"0": {"offset": 1e999}}}']
-)  # fmt: skip
+    "text",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[" * 12_000,
+        b'{"a":' * 2_000,
+        b'{"segments": {"0": {"offset": 1e999}}}',
+    ],
+)
 def test_text_that_is_no_luks2_header_is_refused(tmp_path: pathlib.Path, text: bytes) -> None:
     refused(tmp_path / "image", samples.luks2(text, size=30_000), "no segment")
 
@@ -328,7 +333,7 @@ def test_an_image_that_shrinks_while_it_is_read_is_refused(
 
     def read_and_cut(fd: int, length: int, offset: int) -> bytes:
         data = really_read(fd, length, offset)
-        os.truncate(path, 100)
+        os.truncate(path, 10)
         return data
 
     for name in ("qcow2", "qcow2 0.10", "qed", "vpc fixed"):

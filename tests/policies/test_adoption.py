@@ -138,14 +138,16 @@ def test_an_observed_file_shows_how_it_differs_and_is_never_changed(keeper, ther
     before = tree(there / "disk")
     keeper.apply(
         dir_pool("images", there),
-        volume("disk", "images", capacity=2 * MIB, adoption="Observe", permissions={"mode": "0640"}),
+        volume(
+            "disk", "images", capacity=2 * MIB, adoption="Observe", permissions={"mode": "0640"}
+        ),
     )
     keeper.settle()
     assert keeper.truth(DISK, "Ready") == "True"
     assert keeper.truth(DISK, "InSync") == "False"
-    assert [(item.field, item.desired, item.observed) for item in keeper.get(DISK).status.drift] == [
-        ("capacity", "2Mi", "1Mi")
-    ]
+    assert [
+        (item.field, item.desired, item.observed) for item in keeper.get(DISK).status.drift
+    ] == [("capacity", "2Mi", "1Mi")]
     assert tree(there / "disk") == before
 
 
@@ -194,20 +196,41 @@ def test_a_directory_that_was_taken_over_while_the_pool_was_suspended_is_not(kee
     keeper.assert_ready(POOL)
 
 
-def test_a_guests_header_in_a_raw_volume_is_not_believed(keeper, images):
-    images.mkdir()
-    make_image(
-        images / "disk", "1G", options=["-u", "-b", "/etc/passwd", "-F", "raw"]
-    )  # as a guest may write into its disk
-    size = (images / "disk").stat().st_size
-    keeper.apply(dir_pool("images", images), volume("disk", "images", capacity=size))
+def test_a_guests_header_in_a_raw_volume_is_not_believed(keeper, images, tmp_path):
+    keeper.apply(dir_pool("images", images), volume("disk", "images", capacity=MIB))
+    keeper.settle()
+    make_image(tmp_path / "image", "1G", options=["-u", "-b", "/etc/passwd", "-F", "raw"])
+    with open(images / "disk", "r+b") as disk:  # as a guest may write into its disk
+        disk.write((tmp_path / "image").read_bytes())
     keeper.settle()
     keeper.assert_ready(DISK)
     status = keeper.get(DISK).status
-    assert (status.format, status.capacity, status.backing_chain) == ("raw", size, ())
+    assert (status.format, status.capacity, status.backing_chain) == ("raw", MIB, ())
     keeper.apply(volume("disk", "images", capacity=2 * MIB))
     keeper.settle()
     keeper.assert_ready(DISK)
     assert (images / "disk").stat().st_size == 2 * MIB
     assert image_info(images / "disk")["backing-filename"] == "/etc/passwd"  # still as written
     assert "passwd" not in str(keeper.get(POOL).status.dump())
+
+
+def test_an_image_is_not_taken_over_as_a_raw_volume(keeper, images):
+    images.mkdir()
+    make_image(images / "disk", "1G")
+    size = (images / "disk").stat().st_size
+    keeper.apply(dir_pool("images", images), volume("disk", "images", capacity=size))
+    keeper.settle()
+    assert "format is qcow2, declared raw" in keeper.assert_stalled(DISK, "AdoptionMismatch")
+    assert not marked(images / "disk")
+
+
+def test_an_image_that_was_retained_does_not_come_back_as_a_raw_volume(keeper, images):
+    keeper.apply(dir_pool("images", images))
+    keeper.apply(volume("disk", "images", capacity="1Mi", format="qcow2"))
+    keeper.settle()
+    keeper.delete(DISK)
+    before = (images / "disk").read_bytes()
+    keeper.apply(volume("disk", "images", capacity="1Mi", resize={"allowShrink": True}))
+    keeper.settle()
+    keeper.assert_stalled(DISK, "AdoptionMismatch")
+    assert (images / "disk").read_bytes() == before

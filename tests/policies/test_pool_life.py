@@ -1,10 +1,23 @@
 """Building, starting, stopping, suspending: what a pool's spec says of its life."""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from tests.keeper import dir_pool, marked, pool_key, tree, volume, volume_key
+from backends.host import mounts
+from tests.keeper import (
+    Keeper,
+    dir_pool,
+    marked,
+    pool_key,
+    run_in_child,
+    tree,
+    volume,
+    volume_key,
+)
 
 POOL = pool_key("images")
 DISK = volume_key("disk")
@@ -208,3 +221,32 @@ def test_a_pool_of_another_node_is_left_to_it(keeper, images):
         found = keeper.get(key)
         assert found.status.observed_generation == -1
         assert found.metadata.finalizers == ()
+
+
+def test_a_directory_that_may_not_be_read_is_inaccessible_and_left_as_it_is(monkeypatch):
+    root = Path(tempfile.mkdtemp(prefix="unreadable-"))
+    nobody = 65534 if os.geteuid() == 0 else None  # root may read everything
+    if nobody is not None:
+        os.chown(root, nobody, nobody)
+    fixed = mounts.Space(capacity=2**40, available=2**39, allocation=2**39)
+    monkeypatch.setattr(mounts, "space", lambda fd: fixed)
+    images = root / "images"
+
+    def as_an_ordinary_user():
+        keeper = Keeper(root / "state")
+        start(keeper, images, disk())
+        keeper.assert_ready(POOL, DISK)
+        os.chmod(images, 0)
+        keeper.settle()
+        keeper.assert_retrying(POOL, "Inaccessible")
+        keeper.assert_retrying(DISK, "PoolNotReady")
+        assert images.stat().st_mode & 0o777 == 0
+        assert keeper.get(POOL).status.volumes.total == 1
+        os.chmod(images, 0o711)
+        keeper.settle()
+        keeper.assert_ready(POOL, DISK)
+
+    try:
+        run_in_child(as_an_ordinary_user, uid=nobody)
+    finally:
+        shutil.rmtree(root)

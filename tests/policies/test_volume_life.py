@@ -90,9 +90,8 @@ def test_a_changed_mode_is_set_back_and_a_changed_size_grows_back(keeper, images
     subprocess.run(["qemu-img", "resize", "-q", "-f", format, str(path), "12M"], check=True)
     keeper.settle()
     assert "lose" in keeper.assert_stalled(DISK, "ShrinkNotAllowed")
-    assert [(item.field, item.desired, item.observed) for item in keeper.get(DISK).status.drift] == [
-        ("capacity", "8Mi", "12Mi")
-    ]  # fmt: skip
+    (drift,) = keeper.get(DISK).status.drift
+    assert (drift.field, drift.desired, drift.observed) == ("capacity", "8Mi", "12Mi")
     start(keeper, images, disk(format=format, capacity="12Mi", permissions={"mode": "0640"}))
     keeper.assert_ready(DISK)
 
@@ -135,14 +134,18 @@ def plant(path, what, outside):
             (path / "kept").write_bytes(b"data")
 
 
-PLANTED = ["a link to a file", "a link to nothing", "a link to a directory", "a pipe", "a directory"]
+PLANTED = [
+    "a link to a file",
+    "a link to nothing",
+    "a link to a directory",
+    "a pipe",
+    "a directory",
+]
 
 
 @pytest.mark.parametrize("what", PLANTED)
 @pytest.mark.parametrize("format", ["raw", "qcow2"])
-def test_a_name_that_something_else_stands_under_is_refused(
-    keeper, images, tmp_path, what, format
-):
+def test_a_name_that_something_else_stands_under_is_refused(keeper, images, tmp_path, what, format):
     images.mkdir()
     outside = tmp_path / "outside" / "file"
     outside.parent.mkdir()
@@ -174,7 +177,7 @@ def test_what_is_put_in_a_volumes_place_is_neither_changed_nor_followed(
     before = tree(outside.parent), tree(images / "disk")
     start(
         keeper, images,
-        disk(format="qcow2", permissions={"mode": "0666"}, capacity="2Mi", deletion_policy="Delete"),
+        disk(format="qcow2", permissions={"mode": "0666"}, capacity="2Mi", deletionPolicy="Delete"),
     )  # fmt: skip
     assert keeper.truth(DISK, "Ready") == "False"
     keeper.delete(DISK)
@@ -222,7 +225,9 @@ def test_an_overlay_may_have_a_size_of_its_own(keeper, images):
     assert image_info(images / "top")["virtual-size"] == 32 * MIB
 
 
-@pytest.mark.parametrize("path", ["base.img", "./base.img", "../images/base.img", "{images}/base.img"])
+@pytest.mark.parametrize(
+    "path", ["base.img", "./base.img", "../images/base.img", "{images}/base.img"]
+)
 def test_an_overlay_may_name_its_base_by_any_path(keeper, images, path):
     images.mkdir()
     make_image(images / "base.img", "8M", format="raw")
