@@ -269,7 +269,7 @@ def _plan_build(draft: _Draft, history: PoolHistory, *, confirmed: bool) -> None
             )
         )
     elif spec.state is PoolState.ACTIVE:
-        draft.act(Verb.BUILD_POOL, f"{place} is not there.")
+        draft.act(Verb.BUILD_POOL, "It is not there.")
 
 
 def _plan_adoption(draft: _Draft, facts: PoolFacts) -> None:

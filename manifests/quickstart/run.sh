@@ -11,15 +11,16 @@ for manifest in manifests/quickstart/*.yaml; do
     sed "s#/tmp/poolkeeper-quickstart#$place#" "$manifest" >"$place/manifests/$(basename "$manifest")"
 done
 export POOLKEEPER_STATE_DIR="$place/state"
+PATH="$PWD/.venv/bin:$PATH"
+cd "$place"
+echo "In $place:"
 
 say() { printf '\n$ %s\n' "$*"; "$@" || status=$?; }
-status=0
-PATH="$PWD/.venv/bin:$PATH"
-say poolkeeper plan -f "$place/manifests"
+say poolkeeper plan -f manifests
 status=0 # plan ends with 2 where something is to be done
-say poolkeeper apply -f "$place/manifests" --wait
+say poolkeeper apply -f manifests --wait
 say poolkeeper get storagepools
-say poolkeeper get storagevolumes -o wide
-say poolkeeper plan -f "$place/manifests"
+say poolkeeper get storagevolumes
+say poolkeeper plan -f manifests
 printf '\nEdit %s and apply again. To remove all of it: rm -r %s\n' "$place/manifests" "$place"
 exit "$status"

@@ -103,4 +103,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     assert made.keeper.engine.node == NODE
     yield made
     made.backend.release.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("pool "):  # an agent that could not wait for it is over
+            thread.join(PATIENCE)
     made.store.close()

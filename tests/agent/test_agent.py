@@ -37,7 +37,7 @@ def apply_in_another_process(site, *documents):
     subprocess.run(
         [sys.executable, "-c", APPLY_ELSEWHERE, str(site.keeper.state)],
         input=items, text=True, check=True, cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])},
     )  # fmt: skip
 
 
