@@ -1,0 +1,264 @@
+"""The Kubernetes API: requests that wait when told to, and try again.
+
+The one module that imports the Kubernetes client. What it can't do raises an error of the taxonomy:
+``NotFound`` for 404, ``Conflict`` for 409 and a test of a patch that failed, ``PermissionRefused``
+for 401 and 403, ``Inaccessible`` for a server that does not answer.
+"""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar
+
+import httpx2
+import lightkube
+from lightkube.generic_resource import create_global_resource, create_namespaced_resource
+from lightkube.types import PatchType
+
+from backends import errors
+from controller.resources import DEFAULT_NAMESPACE, GROUP, VERSION, Key, Kind, kinds
+
+log = logging.getLogger(__name__)
+
+Object = dict[str, Any]
+JsonPatch = list[dict[str, Any]]
+T = TypeVar("T")
+
+MANAGER = "poolkeeper"
+"""Field manager of all writes."""
+
+ATTEMPTS = 5
+"""Tries of one request; after that the pass that needed it is tried again, with its backoff."""
+
+FIRST_DELAY = 0.2
+"""Seconds before the second try; doubled for each further one."""
+
+LONGEST_WAIT = 30.0
+"""Seconds that ``Retry-After`` may ask for at most."""
+
+PAGE = 500
+"""Objects in one answer to a list, as client-go asks for."""
+
+REQUEST_TIMEOUT = 15.0
+WATCH_SECONDS = 290.0
+"""Seconds without an event after which a watch is begun anew; it may have been cut in silence."""
+
+_BUSY = frozenset({429, 500, 502, 503, 504})
+_GONE = 410
+
+EventName = Literal["ADDED", "MODIFIED", "DELETED"]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Objects of a list and the resource version at which they were all as given."""
+
+    objects: tuple[Object, ...]
+    version: str
+
+
+class ApiServer:
+    """A client of the API server that kubeconfig or service account name. Safe for threads.
+
+    :param stop: once set, nothing is waited for and no request is tried again.
+    :raises errors.Inaccessible: where nothing says how to reach a server.
+    """
+
+    def __init__(self, stop: threading.Event | None = None) -> None:
+        self._stop = stop or threading.Event()
+        try:
+            self._client = lightkube.Client(
+                field_manager=MANAGER, timeout=httpx2.Timeout(REQUEST_TIMEOUT)
+            )
+            self._watcher = lightkube.Client(timeout=httpx2.Timeout(REQUEST_TIMEOUT))
+        except (lightkube.ConfigError, OSError) as error:
+            raise errors.Inaccessible(
+                f"No Kubernetes API server is known: {error}.",
+                hint="Set KUBECONFIG, or run in a pod with a service account.",
+            ) from error
+
+    def close(self) -> None:
+        """End the connections; a watch that is under way ends with an error."""
+        self._client.close()
+        self._watcher.close()
+
+    def get(self, key: Key) -> Object | None:
+        """The object of that key, or None where there is none."""
+        arguments = _named(key)
+        try:
+            return self._plain(f"read {key}", lambda: self._client.get(_class(key), **arguments))
+        except errors.NotFound:
+            return None
+
+    def list(self, kind: Kind, selector: Mapping[str, str]) -> Listed:
+        """All objects of a kind whose fields have these values."""
+
+        def ask() -> Listed:
+            found = self._client.list(
+                _resource(kind.name), fields=dict(selector), chunk_size=PAGE, **_everywhere(kind)
+            )
+            objects = tuple(dict(item) for item in found)
+            return Listed(objects, found.resourceVersion)
+
+        return self._patiently(f"list {kind.plural}", ask)
+
+    def watch(
+        self, kind: Kind, selector: Mapping[str, str], version: str
+    ) -> Iterator[tuple[EventName, Object]]:
+        """Changes after that version, until the connection ends.
+
+        :raises errors.NotFound: the server no longer knows that version; list anew.
+        """
+        try:
+            for name, found in self._watcher.watch(
+                _resource(kind.name),
+                fields=dict(selector),
+                resource_version=version,
+                server_timeout=int(WATCH_SECONDS),
+                **_everywhere(kind),
+            ):
+                if name in ("ADDED", "MODIFIED", "DELETED"):
+                    yield name, dict(found)
+        except lightkube.ApiError as error:
+            if error.status.code == _GONE:
+                raise errors.NotFound("The version to watch from is too old.") from error
+            raise _translated(f"watch {kind.plural}", error) from error
+        except httpx2.HTTPError as error:
+            raise _unreachable(f"watch {kind.plural}", error) from error
+
+    def patch(self, key: Key, patch: JsonPatch, *, status: bool = False) -> Object:
+        """Apply a JSON patch (RFC 6902), to the status where asked; the object as it is then.
+
+        :raises errors.Conflict: a ``test`` of the patch does not hold.
+        :raises errors.NotFound: there is no such object.
+        """
+        target = _class(key).Status if status else _class(key)
+        arguments: dict[str, Any] = {**_named(key), "obj": patch, "patch_type": PatchType.JSON}
+        what = f"write the status of {key}" if status else f"write {key}"
+        return self._plain(what, lambda: self._client.patch(target, **arguments))
+
+    def merge(self, key: Key, patch: Object) -> Object:
+        """Apply a merge patch (RFC 7386); the object as it is then."""
+        arguments: dict[str, Any] = {**_named(key), "obj": patch, "patch_type": PatchType.MERGE}
+        return self._plain(f"write {key}", lambda: self._client.patch(_class(key), **arguments))
+
+    def apply(self, key: Key, wanted: Object) -> Object:
+        """Server-side apply without force; the object as it is then.
+
+        :raises errors.Conflict: somebody else set one of the fields to another value.
+        """
+        arguments: dict[str, Any] = {**_named(key), "obj": wanted, "patch_type": PatchType.APPLY}
+        return self._plain(f"apply {key}", lambda: self._client.patch(_class(key), **arguments))
+
+    def delete(self, key: Key) -> bool:
+        """Ask for deletion; whether there was such an object."""
+        arguments = _named(key)
+        try:
+            self._patiently(f"delete {key}", lambda: self._client.delete(_class(key), **arguments))
+        except errors.NotFound:
+            return False
+        return True
+
+    def create_event(self, event: Object) -> None:
+        """Make an Event (core/v1).
+
+        :raises errors.Conflict: there is one of that name.
+        """
+        made = _resource("Event")(event)
+        self._patiently("post an event", lambda: self._client.create(made))
+
+    def merge_event(self, namespace: str, name: str, patch: Object) -> None:
+        """Change an Event by a merge patch."""
+        self._patiently(
+            "count an event",
+            lambda: self._client.patch(
+                _resource("Event"), name, patch, namespace=namespace, patch_type=PatchType.MERGE
+            ),
+        )
+
+    def _plain(self, what: str, ask: Callable[[], Any]) -> Object:
+        return dict(self._patiently(what, ask))
+
+    def _patiently(self, what: str, ask: Callable[[], T]) -> T:
+        """Ask until there is an answer, the server says no, or tries or patience are at an end."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return ask()
+            except httpx2.HTTPStatusError as error:
+                if error.response is None or error.response.status_code not in _BUSY:
+                    raise _translated(what, error) from error
+                problem, delay = _translated(what, error), _retry_after(error.response)
+            except httpx2.HTTPError as error:
+                problem, delay = _unreachable(what, error), None
+            if attempt == ATTEMPTS:
+                raise problem
+            wait = delay if delay is not None else FIRST_DELAY * 2 ** (attempt - 1)
+            log.debug("%s; again in %.1f s", problem, wait)
+            if self._stop.wait(wait * random.uniform(1.0, 1.1)):  # noqa: S311
+                raise problem
+        raise AssertionError("unreachable")
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
+    """Seconds that ``Retry-After`` asks for (RFC 9110, 10.2.3: a number or a date)."""
+    text = response.headers.get("Retry-After", "")
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            until = email.utils.parsedate_to_datetime(text)
+        except ValueError:
+            return None
+        seconds = (until - datetime.datetime.now(until.tzinfo)).total_seconds()
+    return min(max(seconds, 0.0), LONGEST_WAIT)
+
+
+def _translated(what: str, error: httpx2.HTTPStatusError) -> errors.StorageError:
+    code = error.response.status_code if error.response is not None else 0
+    said = str(error).splitlines()[0].rstrip(".")
+    message = f"The API server refused to {what}: {said}."
+    if code == 404:
+        return errors.NotFound(message)
+    if code in (409, _GONE) or (code == 422 and "the server rejected our request" in said):
+        return errors.Conflict(message)
+    if code in (401, 403):
+        return errors.PermissionRefused(message, hint="Look at the agent's roles and its token.")
+    if code in _BUSY:
+        return errors.Inaccessible(f"The API server did not {what}: {said}.")
+    return errors.SystemFailure(message)
+
+
+def _unreachable(what: str, error: Exception) -> errors.Inaccessible:
+    said = str(error).rstrip(".") or type(error).__name__
+    return errors.Inaccessible(f"The API server can't be reached to {what}: {said}.")
+
+
+@cache
+def _resource(kind: str) -> Any:
+    """The client's class for a kind of ours, or for core/v1 Event."""
+    if kind == "Event":
+        return create_namespaced_resource("", "v1", "Event", "events")
+    found = kinds()[kind]
+    create = create_namespaced_resource if found.namespaced else create_global_resource
+    return create(GROUP, VERSION, found.name, found.plural)
+
+
+def _class(key: Key) -> Any:
+    return _resource(key.kind)
+
+
+def _named(key: Key) -> dict[str, Any]:
+    if kinds()[key.kind].namespaced:
+        return {"name": key.name, "namespace": key.namespace or DEFAULT_NAMESPACE}
+    return {"name": key.name}
+
+
+def _everywhere(kind: Kind) -> dict[str, Any]:
+    return {"namespace": lightkube.ALL_NS} if kind.namespaced else {}
