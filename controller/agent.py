@@ -152,6 +152,10 @@ class Agent:
 
     def _apply(self, declared: Declared, origin: str) -> None:
         applied = self._store.apply(declared, source=origin)
+        if applied.resource.deleting:
+            raise errors.Conflict(
+                f"{declared.key} is being deleted.", hint="It is applied anew once it is gone."
+            )
         if applied.outcome != "unchanged":
             log.info("%s %s", declared.key, applied.outcome)
 

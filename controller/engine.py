@@ -67,7 +67,7 @@ _DONE = {
     Verb.SET_POOL_PERMISSIONS: ("PermissionsChanged", "Changed {place}. {reason}"),
     Verb.CLEAN_POOL: ("LeftoversRemoved", "Cleaned {place}. {reason}"),
     Verb.DELETE_POOL: ("Deleted", "Deleted {place}."),
-    Verb.CREATE_VOLUME: ("Created", "Made {place}."),
+    Verb.CREATE_VOLUME: ("Created", "Made {place}. {reason}"),
     Verb.ADOPT_VOLUME: ("Adopted", "Took {place} over. {reason}"),
     Verb.GROW_VOLUME: ("Resized", "Resized {place}. {reason}"),
     Verb.SHRINK_VOLUME: ("Resized", "Resized {place}. {reason}"),
@@ -194,6 +194,7 @@ class Engine:
             found = self._examine_pool(world, name)
             self._examine_volumes(world, found)
         if deleting:
+            _wait_for_volumes(found)
             attempted |= _pending(found)
             self._apply_pool(found, failures)
         self._summarise(found, failures)
@@ -202,18 +203,24 @@ class Engine:
         return self._outcome(found, failures, acted=acted)
 
     def _keep_finalizers(self, world: World, name: str) -> None:
-        """Hold those resources whose deletion needs an effect on the host, and only those."""
+        """Hold those resources whose deletion needs an effect on the host, and only those; and
+        their pool, without which it can't be had."""
         pool = world.pool(name)
         if pool is not None and not self._mine(pool):
             return
-        for resource in [*world.volumes(name), *([pool] if pool else [])]:
+        needs = [(item, _needs_finalizer(item)) for item in world.volumes(name)]
+        if pool is not None:
+            # Nothing can be done to what is not served, so nothing has to be undone.
+            served = pool_type(pool.spec.type).backend is not None
+            held = _needs_finalizer(pool) or any(needed for _, needed in needs)
+            needs.append((pool, served and held))
+        for resource, needed in needs:
             if not self._mine(resource):
                 continue
-            needed = _needs_finalizer(resource)
             if needed and not resource.metadata.finalizers and not resource.deleting:
-                self.store.add_finalizer(resource.key)
+                self.store.add_finalizer(resource.key, uid=resource.metadata.uid)
             elif not needed and resource.metadata.finalizers:
-                self.store.remove_finalizer(resource.key)
+                self.store.remove_finalizer(resource.key, uid=resource.metadata.uid)
 
     def _mine(self, resource: AnyResource) -> bool:
         return resource.spec.node_name in (None, self.node)
@@ -236,7 +243,11 @@ class Engine:
         if resource.deleting and conflicts:
             return found  # what stands there is the other's
         if resource.deleting:
-            declared = [volume_name(item) for item in world.volumes(name) if not item.deleting]
+            declared = [
+                volume_name(item)
+                for item in world.volumes(name)
+                if not item.deleting and world.entitled(item)
+            ]
             found.own.plan = planning.plan_pool_deletion(
                 found.pool, found.facts, history, backend=found.backend, declared=declared
             )
@@ -508,11 +519,14 @@ class Engine:
             strangers -= {volume_name(item) for item in self.world().volumes(found.name)}
         for name in sorted(strangers):
             if not facts.volumes[name].problem:
-                self._declare_discovered(found.name, facts.volumes[name])
+                self._declare_discovered(own.resource, facts.volumes[name])
 
-    def _declare_discovered(self, pool: str, facts: VolumeFacts) -> None:
+    def _declare_discovered(self, resource: AnyResource, facts: VolumeFacts) -> None:
+        pool = resource.metadata.name
+        allowed = resource.spec.allowed_namespaces or (DEFAULT_NAMESPACE,)
+        namespace = DEFAULT_NAMESPACE if DEFAULT_NAMESPACE in allowed else allowed[0]
         names = object_name(facts.name), object_name(f"{pool}/{facts.name}")
-        keys = [Key("StorageVolume", DEFAULT_NAMESPACE, name) for name in names]
+        keys = [Key("StorageVolume", namespace, name) for name in names]
         key = next((item for item in keys if self.store.get(item) is None), None)
         if key is None:
             return
@@ -653,12 +667,25 @@ def _refused(found: PoolExamination) -> set[Key]:
     return {item.resource.key for item in everything if item.plan.refusals}
 
 
+def _wait_for_volumes(found: PoolExamination) -> None:
+    """Let a pool that is going stay as long as volumes in it that are going, too."""
+    going = [
+        str(item.resource.key)
+        for item in found.volumes
+        if item.resource.deleting and (item.plan.actions or item.plan.refusals)
+    ]
+    if found.own is not None and going and not found.own.plan.refusals:
+        refusal = errors.DeletionRefused(
+            f"Pool {found.name!r} waits for volumes that are being deleted: {', '.join(going)}.",
+            hint="It goes when they have gone.",
+        )
+        found.own.plan = Plan(refusals=(refusal,))
+
+
 def _needs_finalizer(resource: AnyResource) -> bool:
     spec = resource.spec
     if spec.adoption is Adoption.OBSERVE:
         return False
-    if resource.kind.name == "StoragePool" and pool_type(spec.type).backend is None:
-        return False  # nothing can be done to it, so nothing has to be undone
     return spec.deletion_policy not in (PoolDeletion.RETAIN, VolumeDeletion.RETAIN)
 
 

@@ -319,7 +319,7 @@ class Store:
 
         :param source: what declares it; kept for pruning. Empty leaves the recorded one.
         :raises errors.InvalidSpec: a rule of the spec, or of its change, is broken.
-        :raises errors.Conflict: the resource is being deleted.
+        :raises errors.Conflict: the resource is being deleted, and its deletion policy would stay.
         """
         with self._database.read() as connection:
             row = _row(connection, declared.key)
@@ -363,11 +363,8 @@ class Store:
 
     def _change(self, row: sqlite3.Row, declared: Declared, source: str) -> dict[str, Any]:
         """The columns that a declaration gives another value."""
-        if row["deleted"]:
-            raise errors.Conflict(
-                f"{declared.key} is being deleted.", hint="Wait until it is gone and apply anew."
-            )
         former = self._resource(row)
+        check_deleting(declared, former)
         _check(declared, former.spec)
         metadata = declared.metadata
         formerly_declared = json.loads(row["declared_annotations"])
@@ -588,6 +585,19 @@ class Store:
             return
         with self._database.write() as connection:
             connection.execute("INSERT OR REPLACE INTO runtime VALUES (?, ?)", (uid, _text(data)))
+
+
+def check_deleting(declared: Declared, former: AnyResource) -> None:
+    """Refuse to change what is being deleted, but for how: that is the way out of a stuck deletion.
+
+    :raises errors.Conflict: the resource is being deleted, and its deletion policy would stay.
+    """
+    policies = [getattr(item.spec, "deletion_policy", None) for item in (declared, former)]
+    if former.deleting and policies[0] == policies[1]:
+        raise errors.Conflict(
+            f"{declared.key} is being deleted.",
+            hint="Wait until it is gone and apply anew, or change its deletionPolicy.",
+        )
 
 
 def _text(value: object) -> str:

@@ -20,7 +20,7 @@ from controller.cli.working import foreign_pools, pool_of, rests
 from controller.engine import Engine, Examination
 from controller.planning import Action, Impact, Plan
 from controller.resources import AnyResource, Declared, Key, Resource, now
-from controller.store import Store
+from controller.store import Store, check_deleting
 from controller.worlds import World, volume_name
 
 NO_UID = "00000000-0000-0000-0000-000000000000"
@@ -96,10 +96,11 @@ class _Overlay:
 
 def _refused(declared: Declared, former: AnyResource | None) -> errors.StorageError | None:
     """Why the store would not take it, as the store itself says it."""
-    if former is not None and former.deleting:
-        return errors.Conflict(
-            f"{declared.key} is being deleted.", hint="Wait until it is gone and apply anew."
-        )
+    if former is not None:
+        try:
+            check_deleting(declared, former)
+        except errors.Conflict as error:
+            return error
     broken = list(violations(declared.spec, former.spec if former else None))
     if not broken:
         return None

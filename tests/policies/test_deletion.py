@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from backends import errors
 from backends.sizes import MIB
 from controller.resources import FINALIZER
 from tests.keeper import dir_pool, make_image, pool_key, tree, volume, volume_key
@@ -128,6 +129,7 @@ def test_a_volume_of_a_pool_that_nobody_declares_can_go(keeper):
 def test_a_volume_whose_pool_is_no_longer_declared_waits_for_it(keeper, images):
     start(keeper, images, disk(deletion_policy="Delete"))
     keeper.delete(POOL)
+    keeper.settle()
     keeper.delete(DISK)
     keeper.settle()
     keeper.assert_retrying(DISK, "PoolNotFound")
@@ -135,6 +137,22 @@ def test_a_volume_whose_pool_is_no_longer_declared_waits_for_it(keeper, images):
     start(keeper, images)
     assert keeper.gone(DISK)
     assert os.listdir(images) == []
+
+
+@pytest.mark.parametrize("policy", ["Retain", "Undefine", "Delete"])
+def test_a_pool_that_goes_with_its_volumes_goes_last(keeper, images, policy):
+    over = overlay("over", volumeRef={"name": "disk"}, format="raw")
+    start(keeper, images, disk(deletion_policy="Delete"), over, deletion_policy=policy)
+    keeper.delete(POOL, DISK)
+    keeper.settle()
+    assert "stand on it" in keeper.assert_retrying(DISK, "DeletionRefused")
+    assert not keeper.gone(POOL)
+    keeper.delete(volume_key("over"))
+    keeper.settle()
+    assert keeper.names() == []
+    assert [str(item.key) for item in keeper.store.list()] == []
+    assert images.exists() == (policy != "Delete")
+    assert policy == "Delete" or os.listdir(images) == []
 
 
 def test_a_volume_that_could_never_be_made_can_go(keeper, images):
@@ -274,3 +292,18 @@ def test_a_duplicate_that_goes_takes_nothing_along(keeper, images):
     assert keeper.gone(pool_key("second"))
     keeper.assert_ready(POOL, DISK)
     assert tree(images) == before
+
+
+def test_a_stuck_deletion_goes_when_its_policy_is_applied_as_retain(keeper, images):
+    keeper.apply(dir_pool("images", images, deletion_policy="Delete"))
+    keeper.settle()
+    (images / "strange").write_bytes(b"x")
+    keeper.delete(POOL)
+    keeper.settle()
+    keeper.assert_retrying(POOL, "DeletionRefused")
+    with pytest.raises(errors.Conflict, match="being deleted"):
+        keeper.apply(dir_pool("images", images, deletion_policy="Delete", suspend=False))
+    keeper.apply(dir_pool("images", images, deletion_policy="Retain"))
+    keeper.settle()
+    assert keeper.gone(POOL)
+    assert (images / "strange").read_bytes() == b"x"
