@@ -116,6 +116,12 @@ class Conflict(StorageError):
     reason, terminal, libvirt_code = "Conflict", True, 9
 
 
+class NamespaceNotAllowed(StorageError):
+    """A volume is declared in a namespace that its pool is not for (libvirt's ACCESS_DENIED)."""
+
+    reason, terminal, libvirt_code = "NamespaceNotAllowed", True, 88
+
+
 class OverwriteRefused(StorageError):
     """A probe found data where a build would write."""
 

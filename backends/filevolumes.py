@@ -232,24 +232,25 @@ class FileVolumes(Backend):
     def _capacity(self, volume: Volume) -> int:
         """Bytes of the new volume; an overlay without a capacity gets its backing image's.
 
-        :raises errors.BackingMissing: the backing image is not there or can't be read.
+        :raises errors.BackingMissing: an image of the chain is not there or can't be read.
         """
         if volume.backing_path is None:
             return volume.capacity or 0
-        link = probing.backing_link(volume.backing_path, volume.backing_format)
-        if link.problem:
-            raise errors.BackingMissing(
-                f"{volume.backing_path}, on which volume {volume.name!r} is to stand, can't be "
-                f"used: {link.problem}.",
-                hint="Bring the backing image there first.",
-            )
+        chain = probing.backing_links(volume.backing_path, volume.backing_format)
+        for link in chain:
+            if link.problem:
+                raise errors.BackingMissing(
+                    f"{link.path}, on which volume {volume.name!r} is to stand, can't be used: "
+                    f"{link.problem}.",
+                    hint="Bring the backing image there first.",
+                )
         if volume.capacity is not None:
             return volume.capacity
-        if link.capacity is None:
+        if chain[0].capacity is None:
             raise errors.InvalidSpec(
                 f"The size of {volume.backing_path} can't be read.", hint="Give a capacity."
             )
-        return link.capacity
+        return chain[0].capacity
 
     def _make(
         self, stage: Directory, temporary: str, volume: Volume, capacity: int, work: Work

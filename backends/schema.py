@@ -258,6 +258,12 @@ ObjectName = Annotated[
 ]
 """The name of another resource: an RFC 1123 subdomain."""
 
+Namespace = Annotated[
+    str,
+    Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"),
+]
+"""The name of a namespace: an RFC 1123 label."""
+
 Text = Annotated[str, Field(max_length=1024)]
 AbsolutePath = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")]
 DURATION_PATTERN = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"

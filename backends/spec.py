@@ -18,6 +18,7 @@ from backends.schema import (
     Mode,
     Model,
     Name,
+    Namespace,
     ObjectName,
     Quantity,
     Rule,
@@ -299,6 +300,13 @@ class PoolSpecBase(Model):
     )
     refresh: Annotated[Refresh, Xml(".")] = Field(
         Refresh(), description="How often the pool is looked at."
+    )
+    allowed_namespaces: (
+        Annotated[tuple[Namespace, ...], Field(min_length=1, max_length=64)] | None
+    ) = Field(
+        None,
+        description="Namespaces whose volumes may stand in the pool, or on volumes in it; all if "
+        "left out.",
     )
     discovery: Discovery = Field(
         Discovery.REPORT,

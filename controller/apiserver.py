@@ -12,10 +12,11 @@ import email.utils
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 import lightkube
@@ -47,13 +48,14 @@ PAGE = 500
 """Objects in one answer to a list, as client-go asks for."""
 
 REQUEST_TIMEOUT = 15.0
-WATCH_SECONDS = 290.0
-"""Seconds without an event after which a watch is begun anew; it may have been cut in silence."""
+WATCH_SECONDS = 290
+"""Seconds after which the server ends a watch, to be begun anew."""
 
 _BUSY = frozenset({429, 500, 502, 503, 504})
 _GONE = 410
-
-EventName = Literal["ADDED", "MODIFIED", "DELETED"]
+_UNAUTHORIZED = 401
+RENEWED_WITHIN = 5.0
+"""Seconds between two readings of credentials that were refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +75,32 @@ class ApiServer:
 
     def __init__(self, stop: threading.Event | None = None) -> None:
         self._stop = stop or threading.Event()
+        self._lock = threading.Lock()
+        self._connect()
+
+    def _connect(self) -> None:
+        """Read kubeconfig or service account anew; requests under way keep what they have."""
         try:
             self._client = lightkube.Client(
                 field_manager=MANAGER, timeout=httpx2.Timeout(REQUEST_TIMEOUT)
             )
-            self._watcher = lightkube.Client(timeout=httpx2.Timeout(REQUEST_TIMEOUT))
-        except (lightkube.ConfigError, OSError) as error:
+        except (lightkube.ConfigError, OSError, ValueError) as error:
             raise errors.Inaccessible(
                 f"No Kubernetes API server is known: {error}.",
                 hint="Set KUBECONFIG, or run in a pod with a service account.",
             ) from error
+        self._connected = time.monotonic()
+
+    def _renew(self) -> None:
+        """Read credentials that may have been replaced since, but not all the time."""
+        with self._lock:
+            if time.monotonic() - self._connected >= RENEWED_WITHIN:
+                log.info("credentials for the API server are read anew")
+                self._connect()
 
     def close(self) -> None:
         """End the connections; a watch that is under way ends with an error."""
         self._client.close()
-        self._watcher.close()
 
     def get(self, key: Key) -> Object | None:
         """The object of that key, or None where there is none."""
@@ -111,22 +124,23 @@ class ApiServer:
 
     def watch(
         self, kind: Kind, selector: Mapping[str, str], version: str
-    ) -> Iterator[tuple[EventName, Object]]:
-        """Changes after that version, until the connection ends.
+    ) -> Iterator[tuple[bool, Object]]:
+        """Changes after that version, until the connection ends: whether it went, and the object.
 
         :raises errors.NotFound: the server no longer knows that version; list anew.
         """
         try:
-            for name, found in self._watcher.watch(
+            for name, found in self._client.watch(
                 _resource(kind.name),
                 fields=dict(selector),
                 resource_version=version,
-                server_timeout=int(WATCH_SECONDS),
+                server_timeout=WATCH_SECONDS,
                 **_everywhere(kind),
             ):
-                if name in ("ADDED", "MODIFIED", "DELETED"):
-                    yield name, dict(found)
+                yield name == "DELETED", dict(found)
         except lightkube.ApiError as error:
+            if error.status.code == _UNAUTHORIZED:
+                self._renew()
             if error.status.code == _GONE:
                 raise errors.NotFound("The version to watch from is too old.") from error
             raise _translated(f"watch {kind.plural}", error) from error
@@ -174,6 +188,16 @@ class ApiServer:
         made = _resource("Event")(event)
         self._patiently("post an event", lambda: self._client.create(made))
 
+    def get_event(self, namespace: str, name: str) -> Object | None:
+        """An Event by its name, or None where there is none."""
+        try:
+            return self._plain(
+                "read an event",
+                lambda: self._client.get(_resource("Event"), name, namespace=namespace),
+            )
+        except errors.NotFound:
+            return None
+
     def merge_event(self, namespace: str, name: str, patch: Object) -> None:
         """Change an Event by a merge patch."""
         self._patiently(
@@ -192,9 +216,11 @@ class ApiServer:
             try:
                 return ask()
             except httpx2.HTTPStatusError as error:
-                if error.response is None or error.response.status_code not in _BUSY:
-                    raise _translated(what, error) from error
                 problem, delay = _translated(what, error), _retry_after(error.response)
+                if error.response.status_code == _UNAUTHORIZED and attempt == 1:
+                    self._renew()
+                elif not isinstance(problem, errors.Inaccessible):
+                    raise problem from error
             except httpx2.HTTPError as error:
                 problem, delay = _unreachable(what, error), None
             if attempt == ATTEMPTS:
@@ -224,15 +250,23 @@ def _translated(what: str, error: httpx2.HTTPStatusError) -> errors.StorageError
     code = error.response.status_code if error.response is not None else 0
     said = str(error).splitlines()[0].rstrip(".")
     message = f"The API server refused to {what}: {said}."
-    if code == 404:
+    if code == 404 and _names_an_object(error):
         return errors.NotFound(message)
     if code in (409, _GONE) or (code == 422 and "the server rejected our request" in said):
         return errors.Conflict(message)
     if code in (401, 403):
         return errors.PermissionRefused(message, hint="Look at the agent's roles and its token.")
-    if code in _BUSY:
+    if code in _BUSY or code == 404:
         return errors.Inaccessible(f"The API server did not {what}: {said}.")
     return errors.SystemFailure(message)
+
+
+def _names_an_object(error: httpx2.HTTPStatusError) -> bool:
+    """Whether a 404 says that an object is not there. A server that starts says it of the kind."""
+    if not isinstance(error, lightkube.ApiError):
+        return False
+    details = error.status.details
+    return error.status.reason == "NotFound" and bool(details and details.name)
 
 
 def _unreachable(what: str, error: Exception) -> errors.Inaccessible:

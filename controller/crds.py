@@ -22,6 +22,10 @@ Schema = dict[str, Any]
 HEADER = "# Generated from the models in backends/ by `poolkeeper crds`.\n"
 CATEGORY = "poolkeeper"
 
+KUSTOMIZATION = "Kustomization"
+"""A file that makes the directory a base of kustomize. It has no suffix, so that ``kubectl apply
+--filename`` of the directory, which reads ``.yaml`` alone, leaves it out."""
+
 _RULES = "x-kubernetes-validations"
 _KEPT = (
     "type", "enum", "format", "pattern", "minimum", "maximum", "minLength", "maxLength",
@@ -38,16 +42,27 @@ def generate() -> dict[str, str]:
     }
 
 
+def files() -> dict[str, str]:
+    """What a directory of CRDs holds, by file name: the CRDs, and the kustomization of them."""
+    definitions = generate()
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": sorted(definitions),
+    }
+    return {**definitions, KUSTOMIZATION: HEADER + manifests.dump([kustomization])}
+
+
 def write(directory: Path) -> tuple[Path, ...]:
-    """Write the CRDs into a directory; returns what was written.
+    """Write the CRDs and their kustomization into a directory; returns what was written.
 
     :raises OSError: where the directory can't be made or written to.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    files = generate()
-    for name, text in files.items():
+    contents = files()
+    for name, text in contents.items():
         (directory / name).write_text(text, encoding="utf-8")
-    return tuple(directory / name for name in files)
+    return tuple(directory / name for name in contents)
 
 
 def definition(kind: Kind) -> dict[str, Any]:

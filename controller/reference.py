@@ -29,6 +29,7 @@ _NAMED = {
     schema.Mode: "octal mode",
     schema.Name: "name",
     schema.ObjectName: "resource name",
+    schema.Namespace: "namespace name",
     schema.AbsolutePath: "absolute path",
     schema.Duration: "duration",
     schema.Uuid: "UUID",
@@ -50,6 +51,7 @@ Every field of every kind of `{API_VERSION}`, as `poolkeeper crds` writes it fro
 | name | a name on the host: no `/`, no control character, no `-` at the beginning, at most 255 \
 bytes |
 | resource name | lower-case letters, digits, `-` and `.` |
+| namespace name | lower-case letters, digits and `-`, at most 63 |
 
 The last column is the field's place in libvirt's XML, below `<pool>` or `<volume>`; an attribute \
 begins with `@`. **Required** fields have no default. A field that is given without a value counts \

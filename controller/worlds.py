@@ -62,8 +62,8 @@ class World:
         """The pool as its backend sees it."""
         kind = pool_type(resource.spec.type)
         formats = {
-            volume_name(item): item.spec.format or kind.default_volume_format
-            for item in self._volumes.get(resource.metadata.name, [])
+            name: item.spec.format or kind.default_volume_format
+            for name, item in self._first_claims.get(resource.metadata.name, {}).items()
         }
         return Pool(
             uid=resource.metadata.uid,
@@ -80,9 +80,14 @@ class World:
         Where the resource is going, it is enough to know what it is called.
 
         :raises errors.BackingMissing: where it stands on a volume that is not there.
+        :raises errors.InvalidSpec: where it stands on itself.
+        :raises errors.NamespaceNotAllowed: where the pool, or that of a volume it stands on, is
+            not for its namespace.
         :raises errors.Unsupported: for a format that the pool type has not.
         """
         spec: VolumeSpec = resource.spec
+        if not resource.deleting:
+            self._admit(resource, spec.pool_ref.name)
         formats = pool.type.volume_formats
         if spec.format is not None and spec.format not in formats and not resource.deleting:
             known = f"Use one of {', '.join(formats)}." if formats else "Leave format out."
@@ -106,6 +111,8 @@ class World:
         if not path.startswith("/"):
             path = backend.volume_path(pool, path)
         path = os.path.normpath(path)  # as it is resolved from the image's header
+        if path == backend.volume_path(pool, volume.name):
+            raise _stands_on_itself(resource, ())
         return replace(volume, backing_path=path, backing_format=store.format)
 
     def backing_key(self, resource: AnyResource) -> Key | None:
@@ -113,6 +120,7 @@ class World:
         return _backing_key(resource)
 
     def _backing_path(self, resource: AnyResource, pool: Pool, backend: Backend) -> str:
+        self._refuse_loop(resource)
         key = _backing_key(resource)
         base = self.resources.get(key) if key else None
         if base is None:
@@ -120,6 +128,7 @@ class World:
                 f"{resource.key} stands on {key}, which is not declared.",
                 hint="Declare it, or give backingStore.path.",
             )
+        self._admit(resource, base.spec.pool_ref.name)
         if base.spec.pool_ref.name == resource.spec.pool_ref.name:
             return backend.volume_path(pool, volume_name(base))
         if base.status.path is None:
@@ -128,6 +137,15 @@ class World:
                 hint="It is made as soon as its backing volume is there.",
             )
         return str(base.status.path)
+
+    def _refuse_loop(self, resource: AnyResource) -> None:
+        below: list[Key] = []
+        current: AnyResource | None = resource
+        while current is not None and (key := _backing_key(current)) and key not in below:
+            if key == resource.key:
+                raise _stands_on_itself(resource, below)
+            below.append(key)
+            current = self.resources.get(key)
 
     def conflicts(
         self, resource: AnyResource, claims: dict[Key, frozenset[str]]
@@ -148,22 +166,42 @@ class World:
                 )
         return found
 
+    def entitled(self, volume: AnyResource) -> bool:
+        """Whether a volume counts among those of its pool: it may stand there, or stood there
+        before the pool's ``allowedNamespaces`` left its namespace out."""
+        return volume.status.origin is not None or self._allowed(volume, volume.spec.pool_ref.name)
+
+    def _allowed(self, volume: AnyResource, pool: str) -> bool:
+        found = self.pool(pool)
+        allowed = found.spec.allowed_namespaces if found else None
+        return allowed is None or volume.metadata.namespace in allowed
+
+    def _admit(self, volume: AnyResource, pool: str) -> None:
+        if not self._allowed(volume, pool):
+            namespace = volume.metadata.namespace
+            raise errors.NamespaceNotAllowed(
+                f"{volume.key} may not use pool {pool!r}: namespace {namespace!r} is not among "
+                "the pool's allowedNamespaces.",
+                hint="Have the namespace added to the pool's spec.allowedNamespaces, or use "
+                "another pool.",
+            )
+
     @cached_property
-    def _first_claims(self) -> dict[tuple[str, str], AnyResource]:
-        """Who came first, by pool and volume name."""
-        found: dict[tuple[str, str], AnyResource] = {}
+    def _first_claims(self) -> dict[str, dict[str, AnyResource]]:
+        """Who came first, by pool and by volume name."""
+        found: defaultdict[str, dict[str, AnyResource]] = defaultdict(dict)
         for pool, volumes in self._volumes.items():
-            for item in volumes:
-                claim = pool, volume_name(item)
-                first = found.get(claim)
-                if first is None or _precedence(item) < _precedence(first):
-                    found[claim] = item
+            claims = found[pool]
+            for item in filter(self.entitled, volumes):
+                first = claims.setdefault(volume_name(item), item)
+                if _precedence(item) < _precedence(first):
+                    claims[volume_name(item)] = item
         return found
 
     def volume_conflicts(self, resource: AnyResource) -> list[errors.StorageError]:
         """Another volume of the same name in the same pool that came first."""
         pool, name = resource.spec.pool_ref.name, volume_name(resource)
-        first = self._first_claims.get((pool, name), resource)
+        first = self._first_claims.get(pool, {}).get(name, resource)
         if first.key == resource.key:
             return []
         return [
@@ -198,6 +236,14 @@ def _backing_key(resource: AnyResource) -> Key | None:
         return None
     namespace = store.volume_ref.namespace or resource.metadata.namespace
     return Key("StorageVolume", namespace, store.volume_ref.name)
+
+
+def _stands_on_itself(resource: AnyResource, between: Iterable[Key]) -> errors.InvalidSpec:
+    way = " on ".join(map(str, between))
+    return errors.InvalidSpec(
+        f"{resource.key} stands {f'on {way}, and that ' if way else ''}on itself: a loop.",
+        hint="Change a backingStore.",
+    )
 
 
 def _precedence(resource: AnyResource) -> tuple[str, bool, str]:

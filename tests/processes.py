@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -23,6 +24,9 @@ PATIENCE = 120.0
 
 MEMORY = 4 * 2**30
 """Bytes of address space of a command, so that one that runs wild ends before the host does."""
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_CAPBSET_DROP = 24
 
 Found = TypeVar("Found")
 
@@ -63,12 +67,17 @@ class Poolkeeper:
         own = {"PYTHONPATH": os.pathsep.join(paths), "POOLKEEPER_STATE_DIR": str(self.state)}
         return {**inherited, **own, **more}
 
-    def __call__(self, *arguments: object, uid: int | None = None, **environment: str) -> Ended:
+    def __call__(self, *arguments: object, ordinary: bool = False, **environment: str) -> Ended:
         """Run a command to its end.
 
-        :param uid: the user to run as; without groups of its own.
+        :param ordinary: without the powers of root over others' files, and over its own.
         """
-        whose: dict[str, Any] = {} if uid is None else {"user": uid, "group": uid}
+
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            if ordinary and os.geteuid() == 0:
+                _give_up_powers()
+
         ended = subprocess.run(
             self.argv(*arguments),
             env=self.environment(**environment),
@@ -78,13 +87,9 @@ class Poolkeeper:
             text=True,
             timeout=PATIENCE,
             check=False,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY)),
-            extra_groups=None if uid is None else [],
-            **whose,
+            preexec_fn=limit,
         )
-        found = Ended(ended.returncode, ended.stdout, ended.stderr)
-        assert "Traceback" not in found.err, found.words
-        return found
+        return _orderly(Ended(ended.returncode, ended.stdout, ended.stderr))
 
     def done(self, *arguments: object, **environment: str) -> Ended:
         """Run a command that has to succeed."""
@@ -143,6 +148,18 @@ class Agent:
         """End it as a service manager does; its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
+
+
+def _give_up_powers() -> None:
+    """Let the program that is executed next have no capability (capabilities(7))."""
+    for capability in range(int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1):
+        if _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _orderly(ended: Ended) -> Ended:
+    assert "Traceback" not in ended.err, ended.words
+    return ended
 
 
 def truth(found: dict[str, Any], type: str = "Ready") -> str | None:

@@ -182,7 +182,7 @@ GOOD_POOLS = (
             "adoption: Never, deletionPolicy: Delete, refresh: {interval: 1h30m, "
             "volumeAllocation: Capacity}, discovery: Adopt, suspend: true, features: "
             "{copyOnWrite: no}, inventory: {vendor: V, product: P}, volumeDefaults: "
-            "{permissions: {mode: '0640', owner: 107}}"
+            "{permissions: {mode: '0640', owner: 107}}, allowedNamespaces: [tenant-a, 9b]"
         ),
     ),
     Case("labels and annotations", pool(DIR, metadata="labels: {a/b: c}, annotations: {d: 'e f'}")),
@@ -255,6 +255,12 @@ BAD_POOLS = (
     Case("a mode that is not octal",
          pool("type: dir, target: {path: /srv, permissions: {mode: '0799'}}"),
          ("spec.target.permissions.mode",)),
+    Case("no namespaces", pool(f"{DIR}, allowedNamespaces: []"), ("spec.allowedNamespaces",)),
+    Case("a namespace that can be none", pool(f"{DIR}, allowedNamespaces: [a.b]"),
+         ("spec.allowedNamespaces[0]",)),
+    Case("too many namespaces",
+         pool(f"{DIR}, allowedNamespaces: [{', '.join(f'n{i}' for i in range(65))}]"),
+         ("spec.allowedNamespaces",)),
     Case("a negative owner",
          pool("type: dir, target: {path: /srv, permissions: {owner: -1}}"),
          ("spec.target.permissions.owner",)),

@@ -581,6 +581,13 @@ def backing_link(path: str, format: str | None) -> BackingLink:
     return _follow(path, format).link
 
 
+def backing_links(path: str, format: str | None) -> tuple[BackingLink, ...]:
+    """An image of a known format and all that it stands on, as ``backing_chain`` has them."""
+    first = _follow(path, format)
+    below = _links(first.header, os.path.dirname(path)) if first.header is not None else ()
+    return (first.link, *below)
+
+
 def backing_chain(header: ImageHeader, directory: str) -> tuple[BackingLink, ...]:
     """All images below one, from the top; it ends with the first that can't be followed.
 

@@ -17,7 +17,7 @@ from controller import summarising
 from controller.cli import progress, tables
 from controller.cli.objects import missing, named_targets, reference
 from controller.cli.printing import put, report, say
-from controller.cli.reading import in_order, nothing_applied, place_of, read
+from controller.cli.reading import in_order, nothing_applied, place_of, read, why_refused
 from controller.cli.session import Session
 from controller.cli.tables import Cell
 from controller.cli.working import (
@@ -74,7 +74,8 @@ def apply(
     """Write manifests to the store and carry them out."""
     with session.reading() as store:
         snapshot = read(paths, store, pool=pool)
-    if strict and snapshot.problems:
+        refused = _report_refused(snapshot, store) if strict else 0
+    if strict and (snapshot.problems or refused):
         nothing_applied()
         return 1
     if not snapshot.declared:
@@ -83,6 +84,17 @@ def apply(
         job = _write(session, store, snapshot)
         code = _see_to(session, store, job, wait=wait, deadline=Deadline(timeout))
     return code or (1 if job.failed or snapshot.problems else 0)
+
+
+def _report_refused(snapshot: Snapshot, store: Store) -> int:
+    """Report what the store would not take; how many there are."""
+    refused = 0
+    for declared in snapshot.declared:
+        problem = why_refused(declared, store.get(declared.key))
+        if problem is not None:
+            report(problem, about=place_of(declared))
+            refused += 1
+    return refused
 
 
 def _write(session: Session, store: Store, snapshot: Snapshot) -> _Job:

@@ -517,3 +517,45 @@ def run(
         pruning=threshold,
         level=log_level.value,
     )
+
+
+@app.command()
+def operator(
+    liveness: Annotated[
+        str,
+        typer.Option(
+            "--liveness",
+            metavar="URL",
+            show_default=False,
+            help="Answer that the process lives, such as at http://0.0.0.0:8080/healthz.",
+        ),
+    ] = "",
+    log_level: Annotated[LogLevel, typer.Option("--log-level", help="What is logged.")] = (
+        LogLevel.INFO
+    ),
+    state_dir: options.StateDir = None,
+    node_name: Annotated[
+        str,
+        typer.Option(
+            "--node-name",
+            envvar=["POOLKEEPER_NODE_NAME", "NODE_NAME"],
+            metavar="NAME",
+            show_default=False,
+            help="Keep the pools of this node; default: the host's name.",
+        ),
+    ] = "",
+) -> int:
+    """Keep the pools of this node, as the operator of a cluster.
+
+    The API server is the one that KUBECONFIG or the pod's service account names.
+
+    \b
+    Examples:
+      poolkeeper operator
+      poolkeeper operator --node-name hv-01 --liveness http://127.0.0.1:8080/healthz
+    """
+    from controller.cli import operating
+
+    return operating.operate(
+        _session(state_dir, node_name), liveness=liveness, level=log_level.value
+    )

@@ -10,17 +10,16 @@ from typing import Any
 from backends import errors
 from backends.base import Verb
 from backends.host.commands import quote
-from backends.schema import violations
 from controller.cli.objects import as_json, reference
 from controller.cli.options import PlanOutput
 from controller.cli.printing import as_word, clean, one_line, painted, put, report, say
-from controller.cli.reading import in_order, place_of, read
+from controller.cli.reading import in_order, place_of, read, why_refused
 from controller.cli.session import Session
 from controller.cli.working import foreign_pools, pool_of, rests
 from controller.engine import Engine, Examination
 from controller.planning import Action, Impact, Plan
 from controller.resources import AnyResource, Declared, Key, Resource, now
-from controller.store import Store, check_deleting
+from controller.store import Store
 from controller.worlds import World, volume_name
 
 NO_UID = "00000000-0000-0000-0000-000000000000"
@@ -81,7 +80,7 @@ class _Overlay:
     def lay(self, declared: Declared) -> None:
         """Lay one over; one that the store would refuse is reported and left out."""
         former = self.resources.get(declared.key)
-        problem = _refused(declared, former)
+        problem = why_refused(declared, former)
         if problem is not None:
             report(problem, about=place_of(declared))
             self.failed += 1
@@ -92,20 +91,6 @@ class _Overlay:
         outcome = "created" if former is None else "configured" if changes else "unchanged"
         shown = [] if former is None else changes
         self.previews[made.key] = Preview(key=made.key, outcome=outcome, changes=shown)
-
-
-def _refused(declared: Declared, former: AnyResource | None) -> errors.StorageError | None:
-    """Why the store would not take it, as the store itself says it."""
-    if former is not None:
-        try:
-            check_deleting(declared, former)
-        except errors.Conflict as error:
-            return error
-    broken = list(violations(declared.spec, former.spec if former else None))
-    if not broken:
-        return None
-    what = "; ".join(f"{item.path}: {item.message}" for item in broken)
-    return errors.InvalidSpec(f"{declared.key}: {what}.")
 
 
 def _laid_over(declared: Declared, former: AnyResource | None) -> AnyResource:
@@ -160,12 +145,12 @@ def plan(
     with session.reading() as store:
         snapshot = read(paths, store, pool=pool) if paths else None
         problems = snapshot.problems if snapshot else ()
-        if strict and problems:
-            say("Nothing was planned: with --strict all manifests have to be sound.", "red")
-            return 1
         overlay = _Overlay({item.key: item for item in store.list()})
         for declared in in_order(snapshot.declared) if snapshot else ():
             overlay.lay(declared)
+        if strict and (problems or overlay.failed):
+            say("Nothing was planned: with --strict all manifests have to be sound.", "red")
+            return 1
         previews = _previews(session, store, overlay, everything=snapshot is None)
     if output is PlanOutput.JSON:
         put(as_json(_dump(previews, problems)))

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 import typer
 
 from backends import errors
+from backends.schema import violations
 from controller.cli.printing import report_all, say
-from controller.resources import Declared, Key, kinds
+from controller.resources import AnyResource, Declared, Key, kinds
 from controller.sources.base import Snapshot
 from controller.sources.files import read_paths
-from controller.store import Store
+from controller.store import Store, check_deleting
 
 
 def read(paths: Sequence[str], store: Store, *, pool: str = "") -> Snapshot:
     """Read files and folders, and report what is wrong with them.
 
     :param pool: the pool, by name, of XML volumes that stand in no pool's folder.
+    :raises errors.InvalidManifest: nothing is wrong with them, and nothing is in them.
     """
     if not paths:
         raise typer.BadParameter("Give a file or folder of manifests with -f, or - for input.")
@@ -29,7 +31,25 @@ def read(paths: Sequence[str], store: Store, *, pool: str = "") -> Snapshot:
         )
     snapshot = read_paths(paths, pool=chosen, known=known)
     report_all(snapshot.problems)
+    if not snapshot.declared and not snapshot.problems:
+        raise errors.InvalidManifest(
+            f"No resource is declared in {', '.join(paths)}.", hint="Declare at least one."
+        )
     return snapshot
+
+
+def why_refused(declared: Declared, former: AnyResource | None) -> errors.StorageError | None:
+    """Why the store would not take it, as the store itself says it."""
+    if former is not None:
+        try:
+            check_deleting(declared, former)
+        except errors.Conflict as error:
+            return error
+    broken = list(violations(declared.spec, former.spec if former else None))
+    if not broken:
+        return None
+    what = "; ".join(f"{item.path}: {item.message}" for item in broken)
+    return errors.InvalidSpec(f"{declared.key}: {what}.")
 
 
 def in_order(declared: Sequence[Declared]) -> list[Declared]:

@@ -497,7 +497,10 @@ def _valid(model: type[M], values: Any, root: Node, reader: Reader) -> M:
         return model.model_validate(values, by_alias=True, by_name=False)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-    said = "it is missing" if first["type"] == "missing" else first["msg"]
+    said = {
+        "missing": "it is missing",
+        "string_pattern_mismatch": f"it can't be {first['input']!r}",
+    }.get(first["type"], first["msg"])
     said = said.removeprefix("Value error, ").rstrip(".")
     return _refuse(first["loc"], f"{said}.", model, root, reader)
 

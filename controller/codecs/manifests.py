@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from backends import errors, schema
 from backends.registry import pool_types
-from backends.schema import Model, ObjectName
+from backends.schema import Model, Namespace, ObjectName
 from controller.codecs import documents
 from controller.codecs.documents import Mapping, Node, Scalar, Sequence
 from controller.resources import (
@@ -56,7 +56,6 @@ AnnotationKey = Annotated[
     ),
 ]
 LabelValue = Annotated[str, Field(max_length=63, pattern=rf"^({_NAME_PART})?$")]
-Namespace = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 
 
 class ObjectMeta(Model):

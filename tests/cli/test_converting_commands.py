@@ -138,8 +138,7 @@ def test_crds_are_printed_or_written(poolkeeper, tmp_path):
     printed = list(yaml.safe_load_all(poolkeeper("crds").out))
     result = poolkeeper("crds", "--output", tmp_path / "crds", "--docs", tmp_path / "docs")
     assert result.code == 0
-    files = [Path(line) for line in result.out.splitlines()]
-    assert {path.name: path.read_text() for path in files if path.suffix == ".yaml"} \
-        == crds.generate()  # fmt: skip
-    assert [yaml.safe_load(path.read_text()) for path in files[:-1]] == printed
-    assert files[-1] == tmp_path / "docs" / "reference.md"
+    *files, reference = [Path(line) for line in result.out.splitlines()]
+    assert {path.name: path.read_text() for path in files} == crds.files()
+    assert [yaml.safe_load(path.read_text()) for path in files if path.suffix] == printed
+    assert reference == tmp_path / "docs" / "reference.md"

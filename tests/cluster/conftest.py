@@ -47,51 +47,98 @@ class Cluster:
         return json.loads(done.stdout)
 
 
+class Server:
+    """An API server of our own: etcd and the CRD server in one process, with its data in a
+    directory."""
+
+    def __init__(self, binary: str, directory: Path) -> None:
+        self.kubeconfig = directory / "kubeconfig"
+        self._binary = binary
+        self._directory = directory
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def cluster(self) -> Cluster:
+        return Cluster(self.kubeconfig)
+
+    def start(self) -> None:
+        """Start it, on the same port and data each time, and wait until it answers."""
+        command = [self._binary, "-dir", str(self._directory), "-port", str(self._port)]
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "-test-tokens"], stdout=log, stderr=subprocess.STDOUT
+            )
+        deadline = time.monotonic() + STARTUP_SECONDS
+        while time.monotonic() < deadline:
+            assert self._process.poll() is None, self._said()
+            ready = self.kubeconfig.exists() and self.cluster.kubectl("get", "--raw", "/readyz")
+            if ready and ready.returncode == 0:
+                return
+            time.sleep(0.1)
+        pytest.fail(f"the API server was not ready in {STARTUP_SECONDS} s")
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _said(self) -> str:
+        return (self._directory / "log").read_text(errors="replace")[-2000:]
+
+
+def _needs_kubectl() -> None:
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is not on this machine")
+
+
 @pytest.fixture(scope="session")
 def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where to find an API server."""
-    if not shutil.which("kubectl"):
-        pytest.skip("kubectl is not on this machine")
+    _needs_kubectl()
     if given := os.environ.get("KUBECONFIG"):
         yield Path(given)
         return
     binary = os.environ.get("POOLKEEPER_TESTAPI")
     if not binary:
         pytest.skip("neither KUBECONFIG nor POOLKEEPER_TESTAPI names an API server")
-    directory = tmp_path_factory.mktemp("testapi")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with (directory / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [binary, "-dir", str(directory), "-port", str(port), "-test-tokens"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    server = Server(binary, tmp_path_factory.mktemp("testapi"))
     try:
-        _wait_until_ready(server, directory)
-        yield directory / "kubeconfig"
+        server.start()
+        yield server.kubeconfig
     finally:
-        server.terminate()
-        server.wait()
+        server.kill()
 
 
-def _wait_until_ready(server: subprocess.Popen[bytes], directory: Path) -> None:
-    found = Cluster(directory / "kubeconfig")
-    deadline = time.monotonic() + STARTUP_SECONDS
-    while time.monotonic() < deadline:
-        assert server.poll() is None, (directory / "log").read_text(errors="replace")[-2000:]
-        if found.kubeconfig.exists() and found.kubectl("get", "--raw", "/readyz").returncode == 0:
-            return
-        time.sleep(0.1)
-    pytest.fail(f"the API server was not ready in {STARTUP_SECONDS} s")
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An API server that a test may kill, with the CRDs."""
+    _needs_kubectl()
+    binary = os.environ.get("POOLKEEPER_TESTAPI")
+    if not binary:
+        pytest.skip("POOLKEEPER_TESTAPI names no API server of our own that may be killed")
+    started = Server(binary, tmp_path_factory.mktemp("testapi"))
+    try:
+        started.start()
+        install(started.cluster, tmp_path_factory.mktemp("crds"))
+        yield started
+    finally:
+        started.kill()
 
 
 @pytest.fixture(scope="session")
 def cluster(kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     """An API server that serves the CRDs of this checkout."""
     found = Cluster(kubeconfig)
-    directory = tmp_path_factory.mktemp("crds")
+    install(found, tmp_path_factory.mktemp("crds"))
+    return found
+
+
+def install(found: Cluster, directory: Path) -> None:
+    """Apply the CRDs of this checkout and wait until they are served."""
     crds.write(directory)
     applied = found.kubectl(
         "apply", "--server-side", "--force-conflicts", "--filename", str(directory)
@@ -101,4 +148,3 @@ def cluster(kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Clust
         "wait", "--for=condition=Established", "--timeout=60s", "--filename", str(directory)
     )
     assert established.returncode == 0, established.stderr
-    return found

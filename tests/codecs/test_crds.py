@@ -34,12 +34,12 @@ def below_metadata(kind: Kind) -> list[tuple[str, dict[str, Any]]]:
 
 def test_the_checked_in_files_are_current() -> None:
     found = {path.name: path.read_text("utf-8") for path in CHECKED_IN.iterdir()}
-    assert found == crds.generate(), "run `poolkeeper crds`"
+    assert found == crds.files(), "run `poolkeeper crds`"
 
 
 def test_writing_makes_the_directory_and_says_what_it_wrote(tmp_path: Path) -> None:
     written = crds.write(tmp_path / "new" / "crds")
-    assert {path.name: path.read_text("utf-8") for path in written} == crds.generate()
+    assert {path.name: path.read_text("utf-8") for path in written} == crds.files()
 
 
 @each_kind

@@ -3,6 +3,7 @@
 The command line runs as a process, over a real host directory; no agent runs.
 """
 
+import itertools
 import json
 import os
 import stat
@@ -27,6 +28,7 @@ VOLUMES = {
 IMAGES = [name for name, path in VOLUMES.items() if path.endswith(".qcow2")]
 EXERCISED = {
     "examples/host": "test_examples.py",
+    "install": "../cluster/test_install.py",
     "quickstart": "test_quickstart.py",
     "systemd": "test_systemd_unit.py",
 }
@@ -153,7 +155,7 @@ def test_the_backing_chain_is_the_one_that_qemu_img_follows(poolkeeper, path_of,
     chain = status.get("backingChain", [])
     assert [(item["path"], item["format"], size(item["capacity"])) for item in chain] == below
     assert all(item["present"] for item in chain)
-    for upper, lower in zip(links, links[1:], strict=False):
+    for upper, lower in itertools.pairwise(links):
         assert upper["full-backing-filename"] == lower["filename"]
         assert upper["backing-filename-format"] == lower["format"]
 

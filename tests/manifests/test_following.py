@@ -1,4 +1,4 @@
-"""An agent follows the tree of examples/host: from git, from a folder, and from the command line."""
+"""An agent follows the tree of examples/host: from git, from a folder, and by commands."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The unit runs a command that exists, with options that exist, and the agent keeps its contract."""
+"""The unit runs a command that exists, and the agent does what the unit says of it."""
 
 import configparser
 import re

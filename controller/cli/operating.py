@@ -1,0 +1,22 @@
+"""``operator``: the agent of a cluster's node as a process."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from controller.cli import running
+from controller.cli.session import Session
+
+
+def operate(session: Session, *, liveness: str, level: str) -> int:
+    """Keep the pools that the API server declares for this node, until a signal comes."""
+    from controller import operator  # noqa: PLC0415 - kopf is wanted here alone
+
+    running._log(level)
+    for name in ("asyncio", "httpx2", "httpcore2", "kopf"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if operator.run(session, liveness=liveness):
+        return 0
+    logging.shutdown()
+    os._exit(1)  # a thread is stuck in the kernel; leaving in the ordinary way would wait for it

@@ -1,0 +1,120 @@
+"""The agent of one node of a cluster: the API server on one side, a worker for each pool on the
+other."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from backends import errors
+from controller.apiserver import ApiServer
+from controller.binding import Binder
+from controller.clusterstore import ClusterStore
+from controller.engine import Engine
+from controller.posting import Poster
+from controller.workers import Workers, backoff
+
+log = logging.getLogger(__name__)
+
+GATHER = 0.1
+"""Seconds in which further changes join the first, so that one pass serves an apply of many."""
+
+RESYNC = 600.0
+"""Seconds between two lists for the sake of what no watch told of."""
+
+RESYNC_SOON = 2.0
+"""Seconds from a watch that began anew to the list that makes up for what it missed."""
+
+STOP_WITHIN = 20.0
+"""Seconds that workers have to end the step they are at; running commands are ended at once."""
+
+POST_WITHIN = 2.0
+"""Seconds that events have to be posted in at the end."""
+
+
+class ClusterAgent:
+    """Keeps this node's pools as the API server declares them.
+
+    :param stop: the event that the server client was given as well; set by ``stop``.
+    """
+
+    def __init__(
+        self,
+        server: ApiServer,
+        store: ClusterStore,
+        engine: Engine,
+        poster: Poster,
+        *,
+        stop: threading.Event,
+    ) -> None:
+        self.synced = threading.Event()
+        self._server = server
+        self._store = store
+        self._engine = engine
+        self._poster = poster
+        self._stop = stop
+        self._workers = Workers(engine.reconcile)
+        self._binder = Binder(server, store, stop=stop)
+        self._resync_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
+
+    def start(self) -> None:
+        """Begin; pools are worked on once everything declared is known."""
+        self._engine.recover()
+        self._poster.start()
+        self._thread.start()
+
+    def stop(self) -> bool:
+        """End after the steps that are under way; false where one did not end in time."""
+        self._engine.cancel.set()
+        self._stop.set()
+        self._store.changed.set()
+        self._binder.look()
+        self._thread.join(STOP_WITHIN)
+        busy = self._workers.stop(STOP_WITHIN)
+        for name in busy:
+            log.error("pool %s did not end its step in time", name)
+        self._poster.stop(POST_WITHIN)
+        self._server.close()
+        return not busy
+
+    def resync_soon(self) -> None:
+        """A watch began anew, and may have missed what went."""
+        self._resync_at = min(self._resync_at, time.monotonic() + RESYNC_SOON)
+        self._store.changed.set()
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            try:
+                self._look()
+                failures = 0
+            except errors.StorageError as error:
+                failures += 1
+                log.warning("%s", error)
+                self._stop.wait(backoff(failures))
+                self._store.changed.set()
+
+    def _look(self) -> None:
+        """Wake whom changes concern; list anew where it is time."""
+        if time.monotonic() >= self._resync_at:
+            self._store.resync()
+            self._resync_at = time.monotonic() + RESYNC
+            if self.synced.is_set():
+                self._binder.resync()  # its watch may have been cut in silence
+            else:
+                log.info("keeping the pools of node %s", self._store.node)
+                self.synced.set()
+                self._binder.start()
+        if self._store.changed.wait(max(0.0, self._resync_at - time.monotonic())):
+            self._stop.wait(GATHER)
+            self._wake()
+
+    def _wake(self) -> None:
+        concerned = self._store.concerned()
+        names = self._engine.world().pool_names()
+        self._workers.keep(names)
+        self._workers.wake(sorted(names if concerned is None else names & concerned))
+        if concerned is None:
+            self._binder.look()

@@ -1,0 +1,300 @@
+"""``manifests/install``: every overlay on a real API server, and the agent in the role it gives."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from controller import crds
+from controller.cli.commands import app
+from controller.resources import API_VERSION, GROUP, kinds
+from tests.installation import (
+    AGENT,
+    INSTALL,
+    NAMESPACE,
+    OVERLAYS,
+    PATIENCE,
+    REPOSITORY,
+    install,
+    remove,
+    rendered,
+    until,
+)
+
+pytestmark = pytest.mark.cluster
+
+each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+
+
+@pytest.fixture
+def emptied(cluster: Any) -> Iterator[Any]:
+    """The cluster; what an overlay made is taken off afterwards."""
+    yield cluster
+    for overlay in OVERLAYS:
+        remove(cluster, overlay)
+
+
+def the(kind: str, objects: list[dict[str, Any]]) -> dict[str, Any]:
+    """The one object of that kind."""
+    (found,) = [item for item in objects if item["kind"] == kind]
+    return found
+
+
+def pod(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = the("DaemonSet", objects)["spec"]["template"]["spec"]
+    return found
+
+
+def host_paths(objects: list[dict[str, Any]]) -> set[str]:
+    return {item["hostPath"]["path"] for item in pod(objects)["volumes"] if "hostPath" in item}
+
+
+@each_overlay
+def test_an_overlay_applies_and_applies_again_without_a_change(emptied: Any, overlay: str) -> None:
+    install(emptied, overlay)
+    path = str(INSTALL / "overlays" / overlay)
+    found = emptied.kubectl("diff", "--server-side", "-k", path)
+    assert (found.returncode, found.stdout) == (0, ""), found.stdout + found.stderr
+
+
+@each_overlay
+def test_an_overlay_has_the_crds_of_this_checkout(cluster: Any, overlay: str) -> None:
+    served = {
+        item["spec"]["names"]["kind"]: item["spec"]
+        for item in rendered(cluster, overlay)
+        if item["kind"] == "CustomResourceDefinition"
+    }
+    assert served == {name: crds.definition(kind)["spec"] for name, kind in kinds().items()}
+
+
+def test_one_command_on_an_empty_cluster_is_enough(server: Any) -> None:
+    """CRDs, and the policies on what they define, in one go."""
+    cluster = _Given(server.kubeconfig)
+    done = cluster.kubectl("delete", "--filename", str(REPOSITORY / "crds"))
+    assert done.returncode == 0, done.stderr
+    done = cluster.kubectl("apply", "-k", str(INSTALL / "overlays" / "files"))
+    assert done.returncode == 0, done.stderr
+    given = json.dumps(_pool("images", "/srv/images"))
+    until(
+        lambda: cluster.kubectl("apply", "--filename", "-", given=given).returncode == 0,
+        "pools are served",
+    )
+
+
+@each_overlay
+def test_the_agent_knows_its_node_and_runs_what_there_is(cluster: Any, overlay: str) -> None:
+    objects = rendered(cluster, overlay)
+    (container,) = pod(objects)["containers"]
+    fields = {
+        item["name"]: item["valueFrom"]["fieldRef"]["fieldPath"]
+        for item in container["env"]
+        if "valueFrom" in item
+    }
+    assert fields == {"NODE_NAME": "spec.nodeName"}
+    commands = {item.name or item.callback.__name__ for item in app.registered_commands}
+    assert container["args"][0] in commands
+    account = the("ServiceAccount", objects)["metadata"]
+    assert pod(objects)["serviceAccountName"] == account["name"]
+    assert f"system:serviceaccount:{account['namespace']}:{account['name']}" == AGENT
+
+
+def test_files_need_no_device_and_no_privilege(cluster: Any) -> None:
+    objects = rendered(cluster, "files")
+    (container,) = pod(objects)["containers"]
+    security = container["securityContext"]
+    assert "privileged" not in security
+    assert security["capabilities"]["drop"] == ["ALL"]
+    assert set(security["capabilities"]["add"]) == {"CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID"}
+    assert host_paths(objects) == {"/srv", "/var/lib/poolkeeper"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod(objects).keys()
+
+
+def test_block_adds_the_devices(cluster: Any) -> None:
+    objects = rendered(cluster, "block")
+    (container,) = pod(objects)["containers"]
+    assert container["securityContext"]["privileged"] is True
+    assert host_paths(objects) - host_paths(rendered(cluster, "files")) == {"/dev", "/run/udev"}
+
+
+@each_overlay
+def test_a_directory_has_the_same_path_in_the_agent_as_on_its_host(
+    cluster: Any, overlay: str
+) -> None:
+    objects = rendered(cluster, overlay)
+    (container,) = pod(objects)["containers"]
+    mounted = {item["name"]: item["mountPath"] for item in container["volumeMounts"]}
+    paths = {
+        item["name"]: item["hostPath"]["path"]
+        for item in pod(objects)["volumes"]
+        if "hostPath" in item
+    }
+    assert {name: mounted[name] for name in paths} == paths
+
+
+@each_overlay
+def test_all_that_is_in_a_namespace_is_in_that_of_poolkeeper(cluster: Any, overlay: str) -> None:
+    objects = rendered(cluster, overlay)
+    assert the("Namespace", objects)["metadata"]["name"] == NAMESPACE
+    assert {item["metadata"].get("namespace", NAMESPACE) for item in objects} == {NAMESPACE}
+
+
+def _pool(name: str, path: str, **spec: Any) -> dict[str, Any]:
+    spec = {"type": "dir", "target": {"path": path}, **spec}
+    return {
+        "apiVersion": API_VERSION, "kind": "StoragePool", "metadata": {"name": name}, "spec": spec,
+    }  # fmt: skip
+
+
+class _Given:
+    """kubectl with that kubeconfig."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self.kubeconfig = kubeconfig
+
+    def kubectl(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["kubectl", "--kubeconfig", str(self.kubeconfig), *arguments],
+            input=given,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+def _as_agent(cluster: Any, directory: Path) -> Path:
+    """A kubeconfig with the service account's token."""
+    if os.environ.get("KUBECONFIG"):
+        made = cluster.kubectl("create", "token", "poolkeeper-agent", f"--namespace={NAMESPACE}")
+        assert made.returncode == 0, made.stderr
+        token = made.stdout.strip()
+    else:  # the server of the tests believes what such a token says
+        token = f"sa:{NAMESPACE}:poolkeeper-agent"
+    written = directory / "agent.kubeconfig"
+    shutil.copy(cluster.kubeconfig, written)
+    made = _Given(written).kubectl("config", "view", "--raw", "--minify", "-o", "json")
+    shown = json.loads(made.stdout)
+    shown["users"][0]["user"] = {"token": token}
+    written.write_text(json.dumps(shown))
+    return written
+
+
+@contextlib.contextmanager
+def agent(cluster: Any, directory: Path) -> Iterator[None]:
+    """An operator that runs with the rights of the DaemonSet's service account."""
+    kubeconfig = _as_agent(cluster, directory)
+    asked = ("auth", "can-i", "list", f"storagepools.{GROUP}", "--all-namespaces")
+    until(
+        lambda: _Given(kubeconfig).kubectl(*asked).stdout.strip() == "yes",
+        "the agent has its role",
+    )
+    log = directory / "operator.log"
+    with log.open("wb") as written:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "controller.cli.main", "operator"],
+            cwd=REPOSITORY,
+            env={
+                **os.environ,
+                "KUBECONFIG": str(kubeconfig),
+                "NODE_NAME": "install-n1",
+                "POOLKEEPER_STATE_DIR": str(directory / "state"),
+            },
+            stdout=written,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield
+        assert "forbidden" not in log.read_text().lower(), log.read_text()
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def _disk(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "StorageVolume",
+        "metadata": {"name": "install-disk", "namespace": "default"},
+        "spec": {
+            "poolRef": {"name": "install-images"},
+            "capacity": "1Mi",
+            "volumeName": "disk",
+            **spec,
+        },
+    }
+
+
+def _declare(cluster: Any, *declared: dict[str, Any]) -> None:
+    """Apply, and wait until all is ready."""
+    given = yaml.safe_dump_all(declared)
+    made = cluster.kubectl("apply", "--filename", "-", given=given)
+    assert made.returncode == 0, made.stderr
+    done = cluster.kubectl(
+        "wait", "--for=condition=Ready", f"--timeout={PATIENCE}s", "--filename", "-", given=given
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _delete(cluster: Any, *arguments: str) -> None:
+    done = cluster.kubectl("delete", f"--timeout={PATIENCE}s", *arguments)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_agents_role_is_enough_for_its_work(emptied: Any, tmp_path: Path) -> None:
+    """Bind, build, make, report, adopt, delete: nothing that the server forbids."""
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "found").write_bytes(bytes(2**20))
+    kept = _pool(
+        "install-images",
+        str(images),
+        nodeName="install-n1",
+        deletionPolicy="Undefine",
+        discovery="Adopt",
+    )
+    install(emptied, "files")
+    with agent(emptied, tmp_path):
+        _declare(emptied, kept, _disk(deletionPolicy="Delete"))
+        assert (images / "disk").stat().st_size == 2**20
+        until(lambda: emptied.kubectl("get", "svol", "found").returncode == 0, "it is declared")
+        until(lambda: "Created" in _reasons(emptied, "install-disk"), "the event of its making")
+        _delete(emptied, "svol", "install-disk", "found")
+        _delete(emptied, "spool", "install-images")
+    assert [path.name for path in images.iterdir()] == ["found"]
+
+
+def _reasons(cluster: Any, name: str) -> str:
+    selector = f"--field-selector=involvedObject.name={name}"
+    path = "jsonpath={.items[*].reason}"
+    return str(cluster.kubectl("get", "events", "-A", selector, "-o", path).stdout)
+
+
+def test_taken_off_in_the_order_of_the_page_nothing_hangs(server: Any, tmp_path: Path) -> None:
+    cluster = _Given(server.kubeconfig)
+    install(cluster, "files")
+    images = tmp_path / "images"
+    gone = tmp_path / "gone"
+    with agent(cluster, tmp_path):
+        _declare(
+            cluster,
+            _pool("install-images", str(images), nodeName="install-n1"),
+            _pool("install-gone", str(gone), nodeName="install-n1", deletionPolicy="Delete"),
+            _disk(),
+        )
+        _delete(cluster, "storagevolumes", "--all", "--all-namespaces")
+        _delete(cluster, "storagepools", "--all")
+    _delete(cluster, "-k", str(INSTALL / "overlays" / "files"))
+    assert not gone.exists()
+    assert (images / "disk").stat().st_size == 2**20
+    found = cluster.kubectl("get", "crd,clusterroles,validatingadmissionpolicies", "-o", "name")
+    assert "poolkeeper" not in found.stdout
+    assert cluster.kubectl("get", "namespace", NAMESPACE).returncode == 1
