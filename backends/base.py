@@ -175,7 +175,6 @@ class PoolFacts:
     volumes: Mapping[str, VolumeFacts] = field(default_factory=dict)
     leftovers: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
-    copy_on_write: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -403,17 +403,17 @@ def set_copy_on_write(directory: Directory, wanted: bool | None) -> None:
 
     :raises errors.Unsupported: a wish on a file system that can't.
     """
-    if wanted is None and mounts.filesystem_type(directory.fd) != "btrfs":
-        return
-    try:
-        attributes.set_nocow(directory.fd, nocow=not wanted)
-    except OSError as error:
-        if wanted is None:
-            return
+    filesystem = mounts.filesystem_type(directory.fd)
+    if filesystem == "btrfs":
+        try:
+            attributes.set_nocow(directory.fd, nocow=not wanted)
+        except OSError as error:
+            raise errors.from_os_error(error, doing="turn copy-on-write on or off") from error
+    elif wanted is not None:
         raise errors.Unsupported(
-            f"Copy-on-write can't be set for {directory.path}: {error.strerror}.",
+            f"Copy-on-write can't be set for {directory.path} on {filesystem}.",
             hint="Only btrfs has it; leave features.copyOnWrite out.",
-        ) from error
+        )
 
 
 def _plain_path(link: probing.BackingLink) -> str:

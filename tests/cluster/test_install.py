@@ -267,8 +267,9 @@ def test_the_agents_role_is_enough_for_its_work(emptied: Any, tmp_path: Path) ->
         assert (images / "disk").stat().st_size == 2**20
         until(lambda: emptied.kubectl("get", "svol", "found").returncode == 0, "it is declared")
         until(lambda: "Created" in _reasons(emptied, "install-disk"), "the event of its making")
-        _delete(emptied, "svol", "install-disk", "found")
+        _delete(emptied, "svol", "install-disk")
         _delete(emptied, "spool", "install-images")
+        _delete(emptied, "svol", "found")
     assert [path.name for path in images.iterdir()] == ["found"]
 
 
