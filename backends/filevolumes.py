@@ -205,7 +205,10 @@ class FileVolumes(Backend):
             return ()
         path = self.volume_path(pool, volume.name)
         if verb is Verb.CREATE_VOLUME:
-            return creating.commands(_request(volume, volume.capacity or 0), path)
+            made = creating.commands(_request(volume, volume.capacity or 0), path)
+            if volume.capacity is None:  # known only once the backing image is there
+                return tuple((*command[:-1], "SIZE-OF-BACKING-IMAGE") for command in made)
+            return made
         if verb in (Verb.GROW_VOLUME, Verb.SHRINK_VOLUME) and volume.capacity is not None:
             shrink, format = verb is Verb.SHRINK_VOLUME, volume.format or "raw"
             allocate = volume.spec.resize.allocate and not shrink

@@ -16,6 +16,7 @@ import pytest
 
 from backends import errors
 from backends.host import attributes, commands, files, kernel
+from tests.powers import without_powers
 
 Mounter = Callable[[str], pathlib.Path]
 
@@ -515,11 +516,10 @@ def test_owner_mode_and_label_are_set_together(directory: files.Directory) -> No
 def test_an_ordinary_user_is_told_that_it_may_not_give_files_away(
     directory: files.Directory,
 ) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may")
     write_new(directory, "disk")
-    with pytest.raises(errors.PermissionRefused, match="disk"):
-        directory.set_permissions("disk", owner=0)
+    stranger = os.geteuid() + 1
+    with without_powers(), pytest.raises(errors.PermissionRefused, match="disk"):
+        directory.set_permissions("disk", owner=stranger)
 
 
 @pytest.mark.root

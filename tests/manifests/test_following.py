@@ -146,6 +146,10 @@ def test_drift_is_told_and_corrected_where_the_policy_says_so(followed, reposito
         agent.wait_for(
             lambda: followed.volume("data-full")["status"].get("lastHandledRequest") == "now"
         )
+        # A pass writes one status after another.
+        agent.wait_for(lambda: truth(followed.volume("log.qcow2"), "Stalled"))
+        agent.wait_for(lambda: truth(followed.volume("old-data"), "Stalled"))
+        agent.wait_for(lambda: truth(followed.volume("data-sparse"), "InSync") == "True")
 
         assert followed.told("Resized", "capacity is to go from 4Mi to 8Mi")
         assert (host.scratch / "data-full.raw").stat().st_size == 8 * MIB

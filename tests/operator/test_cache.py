@@ -66,7 +66,7 @@ HISTORY = [
 ]
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(5)), ids=str)
+@pytest.mark.parametrize("order", list(itertools.permutations(range(5))), ids=str)
 def test_events_lead_to_the_newest_state_in_any_order(
     store: ClusterStore, order: tuple[int, ...]
 ) -> None:

@@ -188,3 +188,11 @@ def test_a_volume_in_an_unreachable_pool_is_not_taken_for_deleted(scene):
         scene.pool(), scene.volume(deletionPolicy="Delete"), facts, backend=scene.backend
     )
     assert isinstance(plan.refusals[0], errors.Inaccessible)
+
+
+def test_an_overlay_without_a_capacity_is_shown_with_its_backing_images(scene):
+    volume = scene.volume(
+        format="qcow2", capacity=None, backingStore={"path": "/srv/base", "format": "raw"}
+    )
+    (command,) = planned(scene, volume, scene.facts()).actions[0].commands
+    assert command[-1] == "SIZE-OF-BACKING-IMAGE"

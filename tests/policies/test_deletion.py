@@ -34,6 +34,7 @@ def overlay(name, **backing):
     [
         ({}, {}, set()),
         ({"deletion_policy": "Retain"}, {"deletion_policy": "Retain"}, set()),
+        ({"deletion_policy": "Retain"}, {"deletion_policy": "Delete"}, {POOL, DISK}),
         ({"deletion_policy": "Undefine"}, {}, {POOL}),
         ({"deletion_policy": "Delete"}, {"deletion_policy": "Delete"}, {POOL, DISK}),
         ({"adoption": "Observe"}, {"adoption": "Observe"}, set()),

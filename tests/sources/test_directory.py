@@ -15,6 +15,7 @@ import pytest
 
 from controller.sources.base import Snapshot, follow
 from controller.sources.directory import DirectorySource, Timing
+from tests.powers import without_powers
 
 Text = Callable[..., str]
 Eventually = Callable[[Callable[[], object]], None]
@@ -353,11 +354,10 @@ def test_an_emptied_folder_is_not_complete(folder: Path, eventually: Eventually)
         assert followed.last.reason == "It holds no manifest."
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_folder_that_may_not_be_read_keeps_what_it_declared(
     folder: Path, eventually: Eventually
 ) -> None:
-    with following(DirectorySource(folder, timing=UNHELPED)) as followed:
+    with without_powers(), following(DirectorySource(folder, timing=UNHELPED)) as followed:
         eventually(lambda: followed.snapshots)
         folder.chmod(0)
         eventually(lambda: not followed.last.complete)

@@ -21,6 +21,7 @@ import pytest
 from backends import errors
 from controller.resources import Declared
 from controller.store import Store
+from tests.powers import without_powers
 
 Declare = Callable[..., Declared]
 ROOT = Path(__file__).parents[2]
@@ -205,10 +206,9 @@ def test_a_state_directory_that_is_a_file_is_named(tmp_path: Path) -> None:
         Store(tmp_path / "state")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into any directory")
 def test_a_directory_without_permission_is_named(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir(mode=0o500)
-    with pytest.raises(errors.PermissionRefused, match=r"store\.db"):
+    with without_powers(), pytest.raises(errors.PermissionRefused, match=r"store\.db"):
         Store(tmp_path / "state")
 
 
