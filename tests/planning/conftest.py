@@ -42,6 +42,7 @@ class Scene:
             capacity=made.capacity,
             permissions=made.permissions or Permissions(),
             backing_path=made.backing_store.path if made.backing_store else None,
+            backing_format=made.backing_store.format if made.backing_store else None,
         )
 
     def facts(self, *volumes, mark="own", **given):
