@@ -13,7 +13,7 @@ def operate(session: Session, *, liveness: str, level: str) -> int:
     """Keep the pools that the API server declares for this node, until a signal comes."""
     from controller import operator  # noqa: PLC0415 - kopf is wanted here alone
 
-    running._log(level)
+    running.start_logging(level)
     for name in ("asyncio", "httpx2", "httpcore2", "kopf"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if operator.run(session, liveness=liveness):

@@ -55,7 +55,7 @@ def run(
     level: str,
 ) -> int:
     """Keep the pools of this node until a signal comes; 1 where a step did not end in time."""
-    _log(level)
+    start_logging(level)
     sources = _sources(session, directories, repository)
     if pruning is not None and not sources:
         raise typer.BadParameter("--prune needs --directory or --git.")
@@ -123,7 +123,7 @@ class _JournalFormatter(_Formatter):
         return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
 
 
-def _log(level: str) -> None:
+def start_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     if os.environ.get("JOURNAL_STREAM"):
         handler.setFormatter(_JournalFormatter(_FORMAT_OF_JOURNAL))
