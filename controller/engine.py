@@ -7,18 +7,16 @@ finds done already it leaves; whatever it can't do stands in the status.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from backends import errors
 from backends.base import (
     Backend,
     BackendContext,
     Pool,
-    PoolFacts,
     Presence,
     Verb,
     Volume,
@@ -32,15 +30,15 @@ from backends.spec import (
     Adoption,
     Discovery,
     PoolDeletion,
-    PoolState,
     PoolStatus,
     ResourceRef,
     StatusBase,
     VolumeDeletion,
     VolumeSpec,
 )
-from controller import planning, summarising
-from controller.planning import Action, Plan, PoolHistory, VolumeHistory
+from controller import summarising
+from controller.examining import Examination, Examiner, PoolExamination, foreseen
+from controller.planning import Action, Plan
 from controller.resources import (
     DEFAULT_NAMESPACE,
     AnyResource,
@@ -86,28 +84,6 @@ class Observer:
     ended: Callable[[Action, errors.StorageError | None], None] = lambda action, error: None
 
 
-@dataclass(slots=True)
-class Examination:
-    """A resource, how its backend sees it, and what has to be done."""
-
-    resource: AnyResource
-    plan: Plan = field(default_factory=Plan)
-    volume: Volume | None = None
-    suspended: bool = False
-
-
-@dataclass(slots=True)
-class PoolExamination:
-    """A pool, what was observed of it, and the examinations of its volumes."""
-
-    name: str
-    pool: Pool | None = None
-    backend: Backend | None = None
-    facts: PoolFacts | None = None
-    own: Examination | None = None
-    volumes: list[Examination] = field(default_factory=list)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What a pass came to.
@@ -140,25 +116,7 @@ class Engine:
         self.boot = boot
         self.observer = observer or Observer()
         self.cancel = threading.Event()
-        self._context = context
-        self._backends: dict[str, Backend] = {}
-        self._lock = threading.Lock()
-
-    def backend(self, type_name: str) -> Backend:
-        """The backend of a pool type; one for all pools of the type.
-
-        :raises errors.Unsupported: where this release can't serve the type.
-        """
-        kind = pool_type(type_name)
-        if kind.backend is None:
-            raise errors.Unsupported(
-                f"This release can't serve pools of type {type_name}.",
-                hint="Their manifests and XML are read and converted; nothing was changed.",
-            )
-        with self._lock:
-            if type_name not in self._backends:
-                self._backends[type_name] = kind.backend(self._context)
-            return self._backends[type_name]
+        self.examiner = Examiner(context, node=node, boot=boot)
 
     def world(self) -> World:
         """All declared resources as the store has them now."""
@@ -169,10 +127,10 @@ class Engine:
         are planned as if it had been."""
         examined = []
         for name in names:
-            found = self._examine_pool(world, name)
+            found = self.examiner.examine_pool(world, name)
             if found.pool is not None and found.own is not None:
-                found.facts = _foreseen(found)
-            self._examine_volumes(world, found, foreseen=True)
+                found.facts = foreseen(found)
+            self.examiner.examine_volumes(world, found, foreseen=True)
             examined.append(found)
         return examined
 
@@ -182,17 +140,17 @@ class Engine:
         self._keep_finalizers(world, name)
         world = self.world()
         failures: dict[Key, list[errors.StorageError]] = {}
-        found = self._examine_pool(world, name)
+        found = self.examiner.examine_pool(world, name)
         attempted = _pending(found)
         deleting = found.own is not None and found.own.resource.deleting
         if found.own is not None and not deleting and self._apply_pool(found, failures):
             world = world.replacing(found.own.resource)
-            found = self._examine_pool(world, name)
-        self._examine_volumes(world, found)
+            found = self.examiner.examine_pool(world, name)
+        self.examiner.examine_volumes(world, found)
         attempted |= _pending(found)
         if self._apply_volumes(found, failures):
-            found = self._examine_pool(world, name)
-            self._examine_volumes(world, found)
+            found = self.examiner.examine_pool(world, name)
+            self.examiner.examine_volumes(world, found)
         if deleting:
             _wait_for_volumes(found)
             attempted |= _pending(found)
@@ -206,7 +164,7 @@ class Engine:
         """Hold those resources whose deletion needs an effect on the host, and only those; and
         their pool, without which it can't be had."""
         pool = world.pool(name)
-        if pool is not None and not self._mine(pool):
+        if pool is not None and not self.examiner.mine(pool):
             return
         needs = [(item, _needs_finalizer(item)) for item in world.volumes(name)]
         if pool is not None:
@@ -215,162 +173,12 @@ class Engine:
             held = _needs_finalizer(pool) or any(needed for _, needed in needs)
             needs.append((pool, served and held))
         for resource, needed in needs:
-            if not self._mine(resource):
+            if not self.examiner.mine(resource):
                 continue
             if needed and not resource.metadata.finalizers and not resource.deleting:
                 self.store.add_finalizer(resource.key, uid=resource.metadata.uid)
             elif not needed and resource.metadata.finalizers:
                 self.store.remove_finalizer(resource.key, uid=resource.metadata.uid)
-
-    def _mine(self, resource: AnyResource) -> bool:
-        return resource.spec.node_name in (None, self.node)
-
-    def _examine_pool(self, world: World, name: str) -> PoolExamination:
-        found = PoolExamination(name=name)
-        resource = world.pool(name)
-        if resource is None or not self._mine(resource):
-            return found
-        found.own = Examination(resource=resource, suspended=resource.spec.suspend)
-        try:
-            found.backend = self.backend(resource.spec.type)
-            found.pool = world.declare_pool(resource)
-            found.facts = found.backend.observe(found.pool)
-        except errors.StorageError as error:
-            found.own.plan = Plan(refusals=(error,))
-            return found
-        history = self._pool_history(resource)
-        conflicts = self._conflicts(world, resource)
-        if resource.deleting and conflicts:
-            return found  # what stands there is the other's
-        if resource.deleting:
-            declared = [
-                volume_name(item)
-                for item in world.volumes(name)
-                if not item.deleting and world.entitled(item)
-            ]
-            found.own.plan = planning.plan_pool_deletion(
-                found.pool, found.facts, history, backend=found.backend, declared=declared
-            )
-        else:
-            found.own.plan = planning.plan_pool(
-                found.pool,
-                found.facts,
-                history,
-                backend=found.backend,
-                live_marks=world.marks,
-                conflicts=conflicts,
-            )
-        return found
-
-    def _conflicts(self, world: World, resource: AnyResource) -> list[errors.StorageError]:
-        claims: dict[Key, frozenset[str]] = {}
-        for item in world.pools():
-            try:
-                backend = self.backend(item.spec.type)
-                pool = world.declare_pool(item)
-                claims[item.key] = backend.claims(pool) | _own_claims(pool)
-            except errors.StorageError:
-                claims[item.key] = frozenset()  # it is refused on its own pass, by name
-        return world.conflicts(resource, claims)
-
-    def _pool_history(self, resource: AnyResource) -> PoolHistory:
-        status: PoolStatus = resource.status
-        return PoolHistory(
-            generation=resource.metadata.generation,
-            observed_generation=status.observed_generation,
-            built=bool(status.built),
-            built_generation=status.built_generation,
-            started_boot=status.boot_id or "",
-            running=status.state in ("Running", "Degraded", "Inaccessible"),
-            boot=self.boot,
-        )
-
-    def _examine_volumes(
-        self, world: World, found: PoolExamination, *, foreseen: bool = False
-    ) -> None:
-        dependents = _dependents(world, found)
-        found.volumes = []
-        pool = world.pool(found.name)
-        if pool is not None and not self._mine(pool):
-            return
-        for resource in world.volumes(found.name):
-            if not self._mine(resource):
-                continue
-            suspended = resource.spec.suspend or (pool is not None and pool.spec.suspend)
-            examined = Examination(resource=resource, suspended=suspended)
-            found.volumes.append(examined)
-            try:
-                self._examine_volume(world, found, examined, dependents, foreseen=foreseen)
-            except errors.StorageError as error:
-                examined.plan = Plan(refusals=(error,))
-
-    def _examine_volume(
-        self,
-        world: World,
-        found: PoolExamination,
-        examined: Examination,
-        dependents: dict[str, list[str]],
-        *,
-        foreseen: bool,
-    ) -> None:
-        resource, pool, backend = examined.resource, found.pool, found.backend
-        if resource.deleting and found.facts is None and resource.status.origin is None:
-            return  # nothing was ever made
-        if found.own is None:
-            raise errors.PoolNotFound(
-                f"Pool {found.name!r}, which {resource.key} names, is not declared on this node.",
-                hint="Declare the pool, or correct poolRef.",
-            )
-        if pool is None or backend is None or found.facts is None:
-            raise _pool_not_ready(found)
-        examined.volume = volume = world.declare_volume(resource, pool, backend)
-        path = backend.volume_path(pool, volume.name)
-        paths = {path, _true_path(path)} if dependents else ()
-        standing = sorted({name for item in paths for name in dependents.get(item, ())})
-        if resource.deleting:
-            examined.plan = planning.plan_volume_deletion(
-                pool, volume, found.facts, backend=backend, dependents=standing
-            )
-            return
-        if not self._serves(found, foreseen=foreseen):
-            raise _pool_not_ready(found)
-        examined.plan = planning.plan_volume(
-            pool,
-            volume,
-            found.facts,
-            VolumeHistory(seen=resource.status.origin is not None),
-            backend=backend,
-            live_marks=world.marks,
-            dependents=standing,
-            conflicts=world.volume_conflicts(resource),
-        )
-
-    def _serves(self, found: PoolExamination, *, foreseen: bool = False) -> bool:
-        """Whether volumes can be worked on: the backing is there, ours or nobody's, and started.
-
-        :param foreseen: as it will be when the pool's own plan is done.
-        """
-        if found.own is None or found.facts is None or found.own.resource.deleting:
-            return False
-        plan = found.own.plan
-        if found.facts.presence is not Presence.PRESENT or plan.refusals or plan.expired:
-            return False
-        if foreseen and not found.own.resource.spec.suspend:
-            verbs = {item.verb for item in plan.actions}
-            if verbs & {Verb.START_POOL, Verb.STOP_POOL}:
-                return Verb.START_POOL in verbs
-        return self._running(found)
-
-    def _running(self, found: PoolExamination) -> bool:
-        if found.own is None or found.facts is None:
-            return False
-        if found.facts.presence is not Presence.PRESENT:
-            return False
-        if found.facts.active is not None:
-            return found.facts.active
-        if found.own.resource.spec.adoption is Adoption.OBSERVE:
-            return found.own.resource.spec.state is PoolState.ACTIVE
-        return self._pool_history(found.own.resource).up
 
     def _apply_pool(
         self, found: PoolExamination, failures: dict[Key, list[errors.StorageError]]
@@ -511,7 +319,7 @@ class Engine:
         own, facts = found.own, found.facts
         if own is None or facts is None or own.resource.spec.discovery is not Discovery.ADOPT:
             return
-        if not self._serves(found) or own.resource.spec.suspend:
+        if not self.examiner.serves(found) or own.resource.spec.suspend:
             return
         known = {volume_name(item.resource) for item in found.volumes}
         strangers = facts.volumes.keys() - known
@@ -560,7 +368,7 @@ class Engine:
             found.facts,
             own.plan,
             failures=failures.get(own.resource.key, ()),
-            running=self._running(found),
+            running=self.examiner.running(found),
             boot=self.boot,
             managed=frozenset(item.volume.name for item in found.volumes if item.volume),
             place=found.backend.place(found.pool) if found.backend and found.pool else "",
@@ -687,58 +495,6 @@ def _needs_finalizer(resource: AnyResource) -> bool:
     if spec.adoption is Adoption.OBSERVE:
         return False
     return spec.deletion_policy not in (PoolDeletion.RETAIN, VolumeDeletion.RETAIN)
-
-
-def _own_claims(pool: Pool) -> frozenset[str]:
-    claims = {f"pool name {pool.name!r}"}
-    if pool.spec.uuid:
-        claims.add(f"uuid {pool.spec.uuid}")
-    return frozenset(claims)
-
-
-def _pool_not_ready(found: PoolExamination) -> errors.PoolNotReady:
-    why = "it is being worked on"
-    if found.own is not None:
-        if found.own.plan.refusals:
-            why = str(found.own.plan.refusals[0])
-        elif found.own.resource.deleting:
-            why = "it is being deleted"
-        elif found.own.resource.spec.state is PoolState.INACTIVE:
-            why = "its state is Inactive"
-    return errors.PoolNotReady(f"Pool {found.name!r} is not running: {why.rstrip('.')}.")
-
-
-def _foreseen(found: PoolExamination) -> PoolFacts | None:
-    """The facts as they will be when the pool's own plan is done."""
-    if found.own is None or found.facts is None or found.facts.presence is Presence.PRESENT:
-        return found.facts
-    if any(item.verb is Verb.BUILD_POOL for item in found.own.plan.actions):
-        return PoolFacts(presence=Presence.PRESENT)
-    return found.facts
-
-
-def _dependents(world: World, found: PoolExamination) -> dict[str, list[str]]:
-    """What stands on a path, by path: all images of the pool, and volumes declared in others.
-
-    For images of the pool it is the true path, as a header may name its base by way of a link.
-    Paths of other pools are not looked at: one on a dead server must not hold up this pool.
-    """
-    standing: dict[str, list[str]] = {}
-    if found.facts is None:
-        return standing
-    for item in found.facts.volumes.values():
-        for link in item.backing_chain:
-            standing.setdefault(_true_path(link.path), []).append(item.path)
-    for resource in world.resources.values():
-        if resource.kind.name != "StorageVolume" or resource.spec.pool_ref.name == found.name:
-            continue
-        for link in resource.status.backing_chain:
-            standing.setdefault(link.path, []).append(str(resource.key))
-    return standing
-
-
-def _true_path(path: str) -> str:
-    return os.path.realpath(path) if path.startswith("/") else path
 
 
 def _independent(waiting: Sequence[Examination]) -> list[list[Examination]]:

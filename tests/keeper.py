@@ -16,7 +16,8 @@ from typing import Any
 from backends.base import BackendContext
 from backends.host.marks import MarkStore
 from controller.codecs import manifests
-from controller.engine import Engine, Outcome, PoolExamination
+from controller.engine import Engine, Outcome
+from controller.examining import PoolExamination
 from controller.resources import API_VERSION, REQUESTED_AT, AnyResource, Key
 from controller.store import FILE_NAME, Event, Store
 from controller.summarising import condition

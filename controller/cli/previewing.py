@@ -16,7 +16,8 @@ from controller.cli.printing import as_word, clean, one_line, painted, put, repo
 from controller.cli.reading import in_order, place_of, read, why_refused
 from controller.cli.session import Session
 from controller.cli.working import foreign_pools, pool_of, rests
-from controller.engine import Engine, Examination
+from controller.engine import Engine
+from controller.examining import Examination
 from controller.planning import Action, Impact, Plan
 from controller.resources import AnyResource, Declared, Key, Resource, now
 from controller.store import Store
@@ -200,7 +201,7 @@ def _with_backing_paths(engine: Engine, world: World) -> World:
         if base is None or pool is None or base.status.path is not None:
             continue
         try:
-            backend = engine.backend(pool.spec.type)
+            backend = engine.examiner.backend(pool.spec.type)
             path = backend.volume_path(world.declare_pool(pool), volume_name(base))
         except errors.StorageError:
             continue  # the pool's own plan says what is wrong with it

@@ -74,7 +74,7 @@ class Site:
         self.keeper = Keeper(state)
         self.store = self.keeper.store
         self.backend = TroubledBackend(BackendContext(marks=MarkStore(state)))
-        self.keeper.engine.backend = lambda type_name: self.backend  # type: ignore[method-assign]
+        self.keeper.engine.examiner.backend = lambda type_name: self.backend  # type: ignore[method-assign]
 
     def agent(self, *sources: Source, pruning: Threshold | None = None) -> Agent:
         return Agent(self.store, self.keeper.engine, sources, pruning=pruning)

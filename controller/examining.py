@@ -1,0 +1,275 @@
+"""What is there, beside what is declared: the part of a pass that changes nothing."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+
+from backends import errors
+from backends.base import (
+    Backend,
+    BackendContext,
+    Pool,
+    PoolFacts,
+    Presence,
+    Verb,
+    Volume,
+)
+from backends.registry import pool_type
+from backends.spec import Adoption, PoolState, PoolStatus
+from controller import planning
+from controller.planning import Plan, PoolHistory, VolumeHistory
+from controller.resources import AnyResource, Key
+from controller.worlds import World, volume_name
+
+
+@dataclass(slots=True)
+class Examination:
+    """A resource, how its backend sees it, and what has to be done."""
+
+    resource: AnyResource
+    plan: Plan = field(default_factory=Plan)
+    volume: Volume | None = None
+    suspended: bool = False
+
+
+@dataclass(slots=True)
+class PoolExamination:
+    """A pool, what was observed of it, and the examinations of its volumes."""
+
+    name: str
+    pool: Pool | None = None
+    backend: Backend | None = None
+    facts: PoolFacts | None = None
+    own: Examination | None = None
+    volumes: list[Examination] = field(default_factory=list)
+
+
+class Examiner:
+    """Looks at pools through their backends, and plans. Safe to use from several threads."""
+
+    def __init__(self, context: BackendContext, *, node: str, boot: str) -> None:
+        self.node = node
+        self.boot = boot
+        self._context = context
+        self._backends: dict[str, Backend] = {}
+        self._lock = threading.Lock()
+
+    def backend(self, type_name: str) -> Backend:
+        """The backend of a pool type; one for all pools of the type.
+
+        :raises errors.Unsupported: where this release can't serve the type.
+        """
+        kind = pool_type(type_name)
+        if kind.backend is None:
+            raise errors.Unsupported(
+                f"This release can't serve pools of type {type_name}.",
+                hint="Their manifests and XML are read and converted; nothing was changed.",
+            )
+        with self._lock:
+            if type_name not in self._backends:
+                self._backends[type_name] = kind.backend(self._context)
+            return self._backends[type_name]
+
+    def mine(self, resource: AnyResource) -> bool:
+        return resource.spec.node_name in (None, self.node)
+
+    def examine_pool(self, world: World, name: str) -> PoolExamination:
+        found = PoolExamination(name=name)
+        resource = world.pool(name)
+        if resource is None or not self.mine(resource):
+            return found
+        found.own = Examination(resource=resource, suspended=resource.spec.suspend)
+        try:
+            found.backend = self.backend(resource.spec.type)
+            found.pool = world.declare_pool(resource)
+            found.facts = found.backend.observe(found.pool)
+        except errors.StorageError as error:
+            found.own.plan = Plan(refusals=(error,))
+            return found
+        history = self.history(resource)
+        conflicts = self._conflicts(world, resource)
+        if resource.deleting and conflicts:
+            return found  # what stands there is the other's
+        if resource.deleting:
+            declared = [
+                volume_name(item)
+                for item in world.volumes(name)
+                if not item.deleting and world.entitled(item)
+            ]
+            found.own.plan = planning.plan_pool_deletion(
+                found.pool, found.facts, history, backend=found.backend, declared=declared
+            )
+        else:
+            found.own.plan = planning.plan_pool(
+                found.pool,
+                found.facts,
+                history,
+                backend=found.backend,
+                live_marks=world.marks,
+                conflicts=conflicts,
+            )
+        return found
+
+    def _conflicts(self, world: World, resource: AnyResource) -> list[errors.StorageError]:
+        claims: dict[Key, frozenset[str]] = {}
+        for item in world.pools():
+            try:
+                backend = self.backend(item.spec.type)
+                pool = world.declare_pool(item)
+                claims[item.key] = backend.claims(pool) | _own_claims(pool)
+            except errors.StorageError:
+                claims[item.key] = frozenset()  # it is refused on its own pass, by name
+        return world.conflicts(resource, claims)
+
+    def history(self, resource: AnyResource) -> PoolHistory:
+        status: PoolStatus = resource.status
+        return PoolHistory(
+            generation=resource.metadata.generation,
+            observed_generation=status.observed_generation,
+            built=bool(status.built),
+            built_generation=status.built_generation,
+            started_boot=status.boot_id or "",
+            running=status.state in ("Running", "Degraded", "Inaccessible"),
+            boot=self.boot,
+        )
+
+    def examine_volumes(
+        self, world: World, found: PoolExamination, *, foreseen: bool = False
+    ) -> None:
+        dependents = _dependents(world, found)
+        found.volumes = []
+        pool = world.pool(found.name)
+        if pool is not None and not self.mine(pool):
+            return
+        for resource in world.volumes(found.name):
+            if not self.mine(resource):
+                continue
+            suspended = resource.spec.suspend or (pool is not None and pool.spec.suspend)
+            examined = Examination(resource=resource, suspended=suspended)
+            found.volumes.append(examined)
+            try:
+                self._examine_volume(world, found, examined, dependents, foreseen=foreseen)
+            except errors.StorageError as error:
+                examined.plan = Plan(refusals=(error,))
+
+    def _examine_volume(
+        self,
+        world: World,
+        found: PoolExamination,
+        examined: Examination,
+        dependents: dict[str, list[str]],
+        *,
+        foreseen: bool,
+    ) -> None:
+        resource, pool, backend = examined.resource, found.pool, found.backend
+        if resource.deleting and found.facts is None and resource.status.origin is None:
+            return  # nothing was ever made
+        if found.own is None:
+            raise errors.PoolNotFound(
+                f"Pool {found.name!r}, which {resource.key} names, is not declared on this node.",
+                hint="Declare the pool, or correct poolRef.",
+            )
+        if pool is None or backend is None or found.facts is None:
+            raise _pool_not_ready(found)
+        examined.volume = volume = world.declare_volume(resource, pool, backend)
+        path = backend.volume_path(pool, volume.name)
+        paths = {path, _true_path(path)} if dependents else ()
+        standing = sorted({name for item in paths for name in dependents.get(item, ())})
+        if resource.deleting:
+            examined.plan = planning.plan_volume_deletion(
+                pool, volume, found.facts, backend=backend, dependents=standing
+            )
+            return
+        if not self.serves(found, foreseen=foreseen):
+            raise _pool_not_ready(found)
+        examined.plan = planning.plan_volume(
+            pool,
+            volume,
+            found.facts,
+            VolumeHistory(seen=resource.status.origin is not None),
+            backend=backend,
+            live_marks=world.marks,
+            dependents=standing,
+            conflicts=world.volume_conflicts(resource),
+        )
+
+    def serves(self, found: PoolExamination, *, foreseen: bool = False) -> bool:
+        """Whether volumes can be worked on: the backing is there, ours or nobody's, and started.
+
+        :param foreseen: as it will be when the pool's own plan is done.
+        """
+        if found.own is None or found.facts is None or found.own.resource.deleting:
+            return False
+        plan = found.own.plan
+        if found.facts.presence is not Presence.PRESENT or plan.refusals or plan.expired:
+            return False
+        if foreseen and not found.own.resource.spec.suspend:
+            verbs = {item.verb for item in plan.actions}
+            if verbs & {Verb.START_POOL, Verb.STOP_POOL}:
+                return Verb.START_POOL in verbs
+        return self.running(found)
+
+    def running(self, found: PoolExamination) -> bool:
+        if found.own is None or found.facts is None:
+            return False
+        if found.facts.presence is not Presence.PRESENT:
+            return False
+        if found.facts.active is not None:
+            return found.facts.active
+        if found.own.resource.spec.adoption is Adoption.OBSERVE:
+            return found.own.resource.spec.state is PoolState.ACTIVE
+        return self.history(found.own.resource).up
+
+
+def _own_claims(pool: Pool) -> frozenset[str]:
+    claims = {f"pool name {pool.name!r}"}
+    if pool.spec.uuid:
+        claims.add(f"uuid {pool.spec.uuid}")
+    return frozenset(claims)
+
+
+def _pool_not_ready(found: PoolExamination) -> errors.PoolNotReady:
+    why = "it is being worked on"
+    if found.own is not None:
+        if found.own.plan.refusals:
+            why = str(found.own.plan.refusals[0])
+        elif found.own.resource.deleting:
+            why = "it is being deleted"
+        elif found.own.resource.spec.state is PoolState.INACTIVE:
+            why = "its state is Inactive"
+    return errors.PoolNotReady(f"Pool {found.name!r} is not running: {why.rstrip('.')}.")
+
+
+def foreseen(found: PoolExamination) -> PoolFacts | None:
+    """The facts as they will be when the pool's own plan is done."""
+    if found.own is None or found.facts is None or found.facts.presence is Presence.PRESENT:
+        return found.facts
+    if any(item.verb is Verb.BUILD_POOL for item in found.own.plan.actions):
+        return PoolFacts(presence=Presence.PRESENT)
+    return found.facts
+
+
+def _dependents(world: World, found: PoolExamination) -> dict[str, list[str]]:
+    """What stands on a path, by path: all images of the pool, and volumes declared in others.
+
+    For images of the pool it is the true path, as a header may name its base by way of a link.
+    Paths of other pools are not looked at: one on a dead server must not hold up this pool.
+    """
+    standing: dict[str, list[str]] = {}
+    if found.facts is None:
+        return standing
+    for item in found.facts.volumes.values():
+        for link in item.backing_chain:
+            standing.setdefault(_true_path(link.path), []).append(item.path)
+    for resource in world.resources.values():
+        if resource.kind.name != "StorageVolume" or resource.spec.pool_ref.name == found.name:
+            continue
+        for link in resource.status.backing_chain:
+            standing.setdefault(link.path, []).append(str(resource.key))
+    return standing
+
+
+def _true_path(path: str) -> str:
+    return os.path.realpath(path) if path.startswith("/") else path
