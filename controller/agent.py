@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from backends import errors
 from controller.engine import Engine
 from controller.notifying import notify
-from controller.resources import REQUESTED_AT, AnyResource, Declared, Key
+from controller.resources import Declared, Key
 from controller.sources.base import Snapshot, Source, follow
 from controller.sources.pruning import Threshold, prunable
 from controller.store import EventType, Store
@@ -107,7 +107,7 @@ class Agent:
         names = world.pool_names()
         self._workers.keep(names)
         seen = {name: _signature(world, name) for name in names}
-        pools = frozenset(_sign(item) for item in world.pools())
+        pools = frozenset(item.signature for item in world.pools())
         if pools != self._pools_seen:  # another pool may have claimed, or let go, what one wants
             changed = names
         else:
@@ -233,11 +233,4 @@ def _elsewhere(declared: Declared, pools: set[str], node: str) -> bool:
 def _signature(world: World, name: str) -> tuple[object, ...]:
     pool = world.pool(name)
     found = [*world.volumes(name), *([pool] if pool else [])]
-    return tuple(sorted(_sign(item) for item in found))
-
-
-def _sign(resource: AnyResource) -> tuple[str, str, int, bool, str]:
-    """What a worker has to act on when it changes; status and events are not part of it."""
-    metadata = resource.metadata
-    requested = metadata.annotations.get(REQUESTED_AT, "")
-    return str(resource.key), metadata.uid, metadata.generation, resource.deleting, requested
+    return tuple(sorted(item.signature for item in found))

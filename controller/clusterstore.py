@@ -24,7 +24,6 @@ from controller.posting import Poster
 from controller.resources import (
     API_VERSION,
     FINALIZER,
-    REQUESTED_AT,
     AnyResource,
     Declared,
     Key,
@@ -146,7 +145,7 @@ class ClusterStore:
     def _note(self, before: AnyResource | None, after: AnyResource | None) -> None:
         """Remember whom a change concerns. A status or a finalizer concerns nobody."""
         self._sorted = None
-        if _sign(before) == _sign(after):
+        if (before and before.signature) == (after and after.signature):
             return
         self._revision += 1
         for resource in (before, after):
@@ -430,15 +429,6 @@ def _number(version: str) -> int:
 
 def _test(field: str, value: object) -> dict[str, Any]:
     return {"op": "test", "path": f"/metadata/{field}", "value": value}
-
-
-def _sign(resource: AnyResource | None) -> tuple[object, ...]:
-    """What a worker has to act on when it changes."""
-    if resource is None:
-        return ()
-    metadata = resource.metadata
-    requested = metadata.annotations.get(REQUESTED_AT, "")
-    return metadata.uid, metadata.generation, resource.deleting, requested
 
 
 def _contended(key: Key) -> errors.Inaccessible:

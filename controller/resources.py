@@ -246,6 +246,13 @@ class Resource(Generic[S, T]):
     def deleting(self) -> bool:
         return self.metadata.deletion_timestamp is not None
 
+    @property
+    def signature(self) -> tuple[str, str, int, bool, str]:
+        """What a worker has to act on when it changes; status and events are not part of it."""
+        metadata = self.metadata
+        requested = metadata.annotations.get(REQUESTED_AT, "")
+        return str(self.key), metadata.uid, metadata.generation, self.deleting, requested
+
     def dump(self) -> dict[str, Any]:
         """The object as the API server would give it."""
         return {
