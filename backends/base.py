@@ -11,15 +11,16 @@ import enum
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from backends import errors
 from backends.host.files import Permissions as PermissionFacts
 from backends.host.marks import Mark, MarkStore, Origin
 from backends.schema import Model
-from backends.spec import Permissions, PoolSpecBase, VolumeSpec
+from backends.spec import Permissions, PoolSpecBase, SecretRef, VolumeSpec
 
 
 class TargetUse(enum.Enum):
@@ -228,6 +229,7 @@ class Volume:
     """A declared volume as a backend sees it, with all defaults filled in.
 
     :param resource: the declaring resource, ``StorageVolume/default/disk1``.
+    :param namespace: the resource's, in which its secrets are.
     :param format: the declared format, or the pool type's default.
     :param capacity: bytes; for an overlay without one, the backing image's.
     :param backing_path: path of the backing image; None where there is none.
@@ -236,6 +238,7 @@ class Volume:
 
     uid: str
     resource: str
+    namespace: str = ""
     name: str
     spec: VolumeSpec
     format: str | None
@@ -283,6 +286,49 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpenVolume:
+    """A volume's contents, opened and held. Two pools exchange data through these alone.
+
+    :param fd: of the file or device; None for what only a network client reaches.
+    :param path: by which a command opens the same thing: leads to it with ``pass_fds`` open.
+    :param format: as declared, or as found; None where the volume has none.
+    :param size: bytes of the file or device.
+    :param capacity: bytes that a user of the volume sees.
+    """
+
+    fd: int | None
+    path: str
+    pass_fds: tuple[int, ...] = ()
+    kind: Literal["file", "block", "network"]
+    format: str | None
+    size: int
+    capacity: int
+    encryption: str | None = None
+
+
+class Secrets(Protocol):
+    """Where passphrases and keys are read, each time anew; nothing keeps them."""
+
+    def read(self, reference: SecretRef, *, namespace: str, key: str = "passphrase") -> bytes:
+        """The value.
+
+        :param namespace: of the resource that refers to it.
+        :param key: which of a secret's values, where the reference names none.
+        :raises errors.SecretUnavailable: it is not there, not readable, or readable by others.
+        """
+
+
+class NoSecrets:
+    """Where nothing provides secrets."""
+
+    def read(self, reference: SecretRef, *, namespace: str, key: str = "passphrase") -> bytes:
+        raise errors.SecretUnavailable(
+            f"Secret {reference.name or reference.usage or reference.uuid!r} can't be read: no "
+            "secrets are provided here."
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BackendContext:
     """What a backend is made with.
 
@@ -291,6 +337,7 @@ class BackendContext:
     """
 
     marks: MarkStore
+    secrets: Secrets = field(default_factory=NoSecrets)
     command_timeout: float = 300.0
 
 
@@ -376,6 +423,19 @@ class Backend(ABC):
     def resize_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
         """Give the volume the declared capacity, up or down."""
         raise _unsupported(pool, "resize volumes in")
+
+    def open_volume(
+        self, pool: Pool, volume: Volume, *, write: bool = False
+    ) -> AbstractContextManager[OpenVolume]:
+        """Open a volume's contents to copy, wipe, upload or download them.
+
+        :raises errors.NotFound: it is not there.
+        """
+        raise _unsupported(pool, "open volumes in")
+
+    def users(self, pool: Pool, volume: Volume) -> tuple[str, ...]:
+        """Who holds the volume open, locked, mapped or mounted, each in words."""
+        return ()
 
     def set_volume_permissions(self, pool: Pool, volume: Volume) -> None:
         """Give the volume the mode, owner, group and label that are not None."""

@@ -206,6 +206,12 @@ class FormatChanged(StorageError):
     reason, terminal, libvirt_code = "FormatChanged", True, 55
 
 
+class SecretUnavailable(StorageError):
+    """A secret is not there, can't be read, or is open to others (libvirt's NO_SECRET)."""
+
+    reason, libvirt_code = "SecretUnavailable", 66
+
+
 class CommandFailed(StorageError):
     """A host command ended with an exit status other than the expected one."""
 

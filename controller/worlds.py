@@ -98,6 +98,7 @@ class World:
         volume = Volume(
             uid=resource.metadata.uid,
             resource=str(resource.key),
+            namespace=resource.metadata.namespace,
             name=volume_name(resource),
             spec=spec,
             format=spec.format or pool.type.default_volume_format,
