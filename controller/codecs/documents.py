@@ -24,6 +24,7 @@ MAX_BYTES = 4 * 2**20
 
 MAX_DEPTH = 32
 """Levels of nesting; what a server prints in a List, managedFields included, has about 14."""
+_TOO_DEEP = f"Values are nested more than {MAX_DEPTH} deep."
 
 MAX_NODES = 300_000
 """Values in a file, which bounds the memory that it takes."""
@@ -262,7 +263,7 @@ class _Composer:
         if self._budget.nodes > MAX_NODES:
             raise _Broken(line, f"The file has more than {MAX_NODES} values.", "Split it.")
         if depth > MAX_DEPTH:
-            raise _Broken(line, f"Values are nested more than {MAX_DEPTH} deep.", "")
+            raise _Broken(line, _TOO_DEEP, "")
         if isinstance(event, yaml.AliasEvent):
             message = f"The alias *{event.anchor} is not supported."
             self._refuse(line, message, "Write out what it stands for.")
@@ -331,6 +332,8 @@ class _Composer:
         said = f"{error.problem or error.context}"
         if mark is not None and self._at(mark) == "\t":
             said = "'\\t'"
+        if "nesting depth" in said:  # libyaml has a bound of its own, far beyond ours
+            return line, _TOO_DEEP, ""
         for part, message, hint in _SYNTAX:
             if part in said:
                 return line, f"This is not YAML: {message}.", hint
