@@ -180,6 +180,17 @@ class ApiServer:
             return False
         return True
 
+    def secret(self, namespace: str, name: str) -> dict[str, str] | None:
+        """The data of a Secret, each value in base64; None where there is none."""
+        try:
+            found = self._plain(
+                f"read Secret {namespace}/{name}",
+                lambda: self._client.get(_resource("Secret"), name, namespace=namespace),
+            )
+        except errors.NotFound:
+            return None
+        return dict(found.get("data") or {})
+
     def create_event(self, event: Object) -> None:
         """Make an Event (core/v1).
 
@@ -274,11 +285,14 @@ def _unreachable(what: str, error: Exception) -> errors.Inaccessible:
     return errors.Inaccessible(f"The API server can't be reached to {what}: {said}.")
 
 
+_CORE = {"Event": "events", "Secret": "secrets"}
+
+
 @cache
 def _resource(kind: str) -> Any:
-    """The client's class for a kind of ours, or for core/v1 Event."""
-    if kind == "Event":
-        return create_namespaced_resource("", "v1", "Event", "events")
+    """The client's class for a kind of ours, or for one of core/v1."""
+    if kind in _CORE:
+        return create_namespaced_resource("", "v1", kind, _CORE[kind])
     found = kinds()[kind]
     create = create_namespaced_resource if found.namespaced else create_global_resource
     return create(GROUP, VERSION, found.name, found.plural)

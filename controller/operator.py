@@ -31,6 +31,7 @@ from controller.clusterstore import WATCHED, ClusterStore
 from controller.locking import AgentLock
 from controller.posting import Poster
 from controller.resources import GROUP, VERSION, kinds
+from controller.secrets import ClusterSecrets
 from controller.store import Store
 from controller.workers import backoff
 
@@ -76,7 +77,7 @@ class Operator:
         poster = Poster(server, node=self.node)
         self._local = Store(self._session.state)
         self.store = ClusterStore(server, self._local, poster, node=self.node)
-        engine = self._session.engine(self.store)
+        engine = self._session.engine(self.store, secrets=ClusterSecrets(server))
         self.agent = ClusterAgent(server, self.store, engine, poster, stop=stop)
         self.agent.start()
 

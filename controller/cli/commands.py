@@ -31,10 +31,10 @@ app = typer.Typer(
 )
 
 
-def _session(state: Path | None, node: str = "") -> Session:
+def _session(state: Path | None, node: str = "", secrets: Path | None = None) -> Session:
     from controller.cli.session import session
 
-    return session(state, node)
+    return session(state, node, secrets)
 
 
 def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -104,6 +104,7 @@ def apply(
     ] = False,
     state_dir: options.StateDir = None,
     node_name: options.NodeName = "",
+    secrets_dir: options.SecretsDir = None,
 ) -> int:
     """Write manifests to the store and carry them out.
 
@@ -117,7 +118,7 @@ def apply(
       poolkeeper apply -f /etc/poolkeeper --wait --timeout 5m
       virsh pool-dumpxml images | poolkeeper apply -
     """
-    where = _session(state_dir, node_name)
+    where = _session(state_dir, node_name, secrets_dir)
     given = [*files, *(paths or ())]
     if dry_run and given:
         from controller.cli import previewing
@@ -138,6 +139,7 @@ def plan(
     output: Annotated[PlanOutput, typer.Option("--output", "-o", help="Form.")] = PlanOutput.TEXT,
     state_dir: options.StateDir = None,
     node_name: options.NodeName = "",
+    secrets_dir: options.SecretsDir = None,
 ) -> int:
     """Print what apply would do, and do nothing.
 
@@ -154,7 +156,7 @@ def plan(
     from controller.cli import previewing
 
     given = [*files, *(paths or ())]
-    where = _session(state_dir, node_name)
+    where = _session(state_dir, node_name, secrets_dir)
     return previewing.plan(where, given, pool=pool, strict=strict, output=output)
 
 
@@ -218,6 +220,7 @@ def delete(
     ] = False,
     state_dir: options.StateDir = None,
     node_name: options.NodeName = "",
+    secrets_dir: options.SecretsDir = None,
 ) -> int:
     """Delete resources, and storage where so declared.
 
@@ -233,7 +236,7 @@ def delete(
     from controller.cli import applying
 
     return applying.delete(
-        _session(state_dir, node_name),
+        _session(state_dir, node_name, secrets_dir),
         words or [],
         files,
         namespace=namespace,
@@ -494,6 +497,7 @@ def run(
     ),
     state_dir: options.StateDir = None,
     node_name: options.NodeName = "",
+    secrets_dir: options.SecretsDir = None,
 ) -> int:
     """Keep the pools of this node, as the agent.
 
@@ -511,7 +515,7 @@ def run(
     threshold = Threshold(count=prune_limit, percent=prune_percent) if prune else None
     repository = running.Repository(url=git, branch=branch, path=path, interval=interval)
     return running.run(
-        _session(state_dir, node_name),
+        _session(state_dir, node_name, secrets_dir),
         directories,
         repository,
         pruning=threshold,

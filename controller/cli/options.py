@@ -92,6 +92,16 @@ NodeName = Annotated[
         help="Keep the pools of this node; default: the host's name.",
     ),
 ]
+SecretsDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--secrets-dir",
+        envvar="POOLKEEPER_SECRETS_DIR",
+        metavar="DIR",
+        show_default=False,
+        help="Where passphrases and keys are; default: secrets in the state directory.",
+    ),
+]
 Namespace = Annotated[
     str, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace of volumes.")
 ]

@@ -10,22 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backends import errors
-from backends.base import BackendContext
+from backends.base import BackendContext, Secrets
 from backends.host import mounts
 from backends.host.marks import MarkStore
 from controller.cli.printing import say
 from controller.engine import Engine, Observer
+from controller.secrets import FileSecrets
 from controller.store import FILE_NAME, ResourceStore, Store
 
 SYSTEM_STATE = Path("/var/lib/poolkeeper")
+SECRETS = "secrets"
+"""Directory of secrets in the state directory, where no other is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A state directory and the node whose pools are kept."""
+    """A state directory and the node whose pools are kept.
+
+    :param secrets: directory of passphrases and keys.
+    """
 
     state: Path
     node: str
+    secrets: Path
 
     @property
     def begun(self) -> bool:
@@ -66,16 +73,31 @@ class Session:
             finally:
                 opened.close()
 
-    def engine(self, store: ResourceStore, observer: Observer | None = None) -> Engine:
-        """An engine for this node; making it changes nothing."""
-        context = BackendContext(marks=MarkStore(self.state))
+    def engine(
+        self,
+        store: ResourceStore,
+        observer: Observer | None = None,
+        *,
+        secrets: Secrets | None = None,
+    ) -> Engine:
+        """An engine for this node; making it changes nothing.
+
+        :param secrets: where they are read instead of the session's directory.
+        """
+        context = BackendContext(
+            marks=MarkStore(self.state), secrets=secrets or FileSecrets(self.secrets)
+        )
         return Engine(store, context, node=self.node, boot=mounts.boot_id(), observer=observer)
 
 
-def session(state: Path | None = None, node: str = "") -> Session:
+def session(state: Path | None = None, node: str = "", secrets: Path | None = None) -> Session:
     """The session that options and environment ask for."""
-    chosen = state or default_state_directory()
-    return Session(state=chosen.absolute(), node=node or mounts.host_name())
+    chosen = (state or default_state_directory()).absolute()
+    return Session(
+        state=chosen,
+        node=node or mounts.host_name(),
+        secrets=(secrets or chosen / SECRETS).absolute(),
+    )
 
 
 def default_state_directory() -> Path:

@@ -171,7 +171,7 @@ class _Given:
         )
 
 
-def _as_agent(cluster: Any, directory: Path) -> Path:
+def as_agent(cluster: Any, directory: Path) -> Path:
     """A kubeconfig with the service account's token."""
     if os.environ.get("KUBECONFIG"):
         made = cluster.kubectl("create", "token", "poolkeeper-agent", f"--namespace={NAMESPACE}")
@@ -191,7 +191,7 @@ def _as_agent(cluster: Any, directory: Path) -> Path:
 @contextlib.contextmanager
 def agent(cluster: Any, directory: Path) -> Iterator[None]:
     """An operator that runs with the rights of the DaemonSet's service account."""
-    kubeconfig = _as_agent(cluster, directory)
+    kubeconfig = as_agent(cluster, directory)
     asked = ("auth", "can-i", "list", f"storagepools.{GROUP}", "--all-namespaces")
     until(
         lambda: _Given(kubeconfig).kubectl(*asked).stdout.strip() == "yes",
