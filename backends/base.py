@@ -19,8 +19,9 @@ from typing import Literal, Protocol, get_args
 from backends import errors
 from backends.host.files import Permissions as PermissionFacts
 from backends.host.marks import Mark, MarkStore, Origin
+from backends.host.needs import NOTHING, Needs
 from backends.schema import Model
-from backends.spec import Permissions, PoolSpecBase, SecretRef, VolumeSpec
+from backends.spec import Permissions, PoolSpecBase, SecretRef, SourceQuery, VolumeSpec
 
 
 class TargetUse(enum.Enum):
@@ -42,6 +43,7 @@ class Operation(enum.Enum):
     DELETE_VOLUME = "delete volume"
     GROW_VOLUME = "grow volume"
     SHRINK_VOLUME = "shrink volume"
+    FIND_SOURCES = "find sources"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,9 @@ class PoolType:
     :param target_template: path of a derived target, with ``{source}`` for the source's name.
     :param volume_formats: formats that volumes may have; empty where volumes have no format.
     :param default_volume_format: format of a volume that gives none.
+    :param needs: what a host has to have for any pool of the type.
+    :param format_needs: what it has to have beside, by format of the source; where every format
+        that is listed here lacks something, and no other is left, the type can't be served.
     :param backend: makes the backend; None where this release can read and write the type's
         manifests and XML and can't serve it.
     """
@@ -71,6 +76,8 @@ class PoolType:
     volume_formats: tuple[str, ...] = ()
     default_volume_format: str | None = None
     operations: frozenset[Operation] = frozenset()
+    needs: Needs = NOTHING
+    format_needs: Mapping[str, Needs] = field(default_factory=dict)
     backend: Callable[[BackendContext], Backend] | None = None
 
     @property
@@ -386,6 +393,14 @@ class Backend(ABC):
 
     def check_volume(self, pool: Pool, volume: Volume) -> None:
         """Refuse, before anything is done, a volume that could never be made."""
+
+    def find_sources(self, query: SourceQuery | None) -> tuple[Model, ...]:
+        """What pools of the type could stand on, changing nothing: models of the type's source.
+
+        :param query: the server to ask; None to look at this host.
+        :raises errors.InvalidSpec: the query lacks what the type has to know, such as the host.
+        """
+        raise errors.Unsupported("There is no way to look for sources of pools of this type.")
 
     def build(self, pool: Pool, *, overwrite: bool) -> None:
         """Make what backs the pool, and mark it ours before it can be found by its name."""

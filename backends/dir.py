@@ -96,6 +96,6 @@ POOL_TYPE = PoolType(
     source=DirSource,
     volume_formats=get_args(FileFormat),
     default_volume_format="raw",
-    operations=frozenset(Operation),
+    operations=frozenset(Operation) - {Operation.FIND_SOURCES},
     backend=DirBackend,
 )

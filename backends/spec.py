@@ -830,10 +830,12 @@ class OperationStatus(StatusBase):
 
 
 class SourceQuery(Model):
-    """A remote server to ask for storage (libvirt's srcSpec)."""
+    """Where to look for storage (libvirt's srcSpec)."""
 
     type: Annotated[str, Field(max_length=32)] = Field(description="Pool type to look for.")
-    host: Host = Field(description="Server to ask.")
+    host: Host | None = Field(
+        None, description="Server to ask; left out for types that are looked for on the node."
+    )
     initiator: Text | None = Field(None, description="Initiator IQN to ask as, for iSCSI.")
 
 
@@ -841,7 +843,7 @@ class NodeSpec(Model):
     """What a node's agent is to look for."""
 
     discover: tuple[SourceQuery, ...] = Field(
-        (), max_length=64, description="Remote servers to ask for storage."
+        (), max_length=64, description="Servers and pool types to ask for storage."
     )
 
 

@@ -304,7 +304,7 @@ def _start(
     global _spawned  # noqa: PLW0603 - the one counter of the module
     program = which(command[0])
     if program is None:
-        raise _missing(command[0])
+        raise missing(command[0])
     try:
         process = subprocess.Popen(
             command,
@@ -325,7 +325,8 @@ def _start(
     return process
 
 
-def _missing(program: str) -> errors.MissingTool:
+def missing(program: str) -> errors.MissingTool:
+    """The error of a program that ``which`` does not find: what to install."""
     package = _PACKAGES.get(os.path.basename(program))
     if os.path.exists(program) and os.sep in program:
         return errors.MissingTool(f"{program} can't be run.", hint="Make it executable.")

@@ -382,16 +382,64 @@ def capabilities(
         CapabilityOutput.XML
     ),
 ) -> int:
-    """Print pool types, formats, and what can be served.
+    """Print pool types, formats, and what this host serves.
+
+    The table says of each type that can't be served what is missing.
 
     \b
     Examples:
       poolkeeper capabilities
       poolkeeper capabilities -o table
     """
-    from controller.cli import converting
+    from controller.cli import finding
 
-    return converting.capabilities(output)
+    return finding.capabilities(output)
+
+
+@app.command(name="find-sources")
+def find_sources(
+    *,
+    type: Annotated[str, typer.Argument(metavar="TYPE", help="A pool type, such as netfs.")],
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host", metavar="NAME", show_default=False, help="Server to ask; default: this host."
+        ),
+    ] = "",
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port", min=1, max=65535, metavar="N", show_default=False, help="TCP port of --host."
+        ),
+    ] = None,
+    initiator: Annotated[
+        str,
+        typer.Option(
+            "--initiator", metavar="IQN", show_default=False, help="For iSCSI: who asks the server."
+        ),
+    ] = "",
+    output: Annotated[CapabilityOutput, typer.Option("--output", "-o", help="Form.")] = (
+        CapabilityOutput.TABLE
+    ),
+    state_dir: options.StateDir = None,
+) -> int:
+    """Print what pools of a type could stand on.
+
+    A server is asked, or this host is looked at; nothing is changed. -o json prints what a
+    manifest has under the type's name, -o xml libvirt's list of sources.
+
+    \b
+    Examples:
+      poolkeeper find-sources logical
+      poolkeeper find-sources netfs --host nfs.example.org
+      poolkeeper find-sources iscsi --host 192.0.2.7 -o xml
+    """
+    from controller.cli import finding
+
+    if (port or initiator) and not host:
+        raise typer.BadParameter("--port and --initiator belong to --host.")
+    query = finding.query(type, host=host, port=port, initiator=initiator)
+    return finding.find_sources(_session(state_dir), type, query, output=output)
 
 
 @app.command(name="import-libvirt")

@@ -1,4 +1,4 @@
-"""``xml``, ``convert``, ``capabilities``, ``import-libvirt`` and ``crds``: documents, no state."""
+"""``xml``, ``convert``, ``import-libvirt`` and ``crds``: documents, no state."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from backends import errors
-from backends.registry import pool_types
 from controller import crds as definitions
 from controller import reference
-from controller.cli import tables
-from controller.cli.objects import as_json
-from controller.cli.options import CapabilityOutput, Format
+from controller.cli.options import Format
 from controller.cli.printing import put, report, report_all, say
-from controller.cli.tables import Cell
 from controller.codecs import libvirtxml, manifests
 from controller.codecs.libvirtxml import Document
 from controller.resources import API_VERSION, Declared
@@ -133,39 +129,6 @@ def _manifest(item: Declared) -> dict[str, Any]:
         "kind": item.kind.name,
         "metadata": item.metadata.dump(),
         "spec": spec,
-    }
-
-
-def capabilities(output: CapabilityOutput) -> int:
-    """Print the pool types and formats that this release knows and serves."""
-    served = {name for name, item in pool_types().items() if item.backend is not None}
-    if output is CapabilityOutput.XML:
-        put(libvirtxml.capabilities(served))
-    elif output is CapabilityOutput.JSON:
-        put(as_json([_capability(name, name in served) for name in pool_types()]))
-    else:
-        rows = [
-            [
-                Cell(name),
-                Cell("yes", "green") if name in served else Cell("no"),
-                Cell(item.default_volume_format or tables.NOTHING),
-                Cell(" ".join(item.volume_formats) or tables.NOTHING),
-            ]
-            for name, item in pool_types().items()
-        ]
-        tables.show(["Type", "Served", "Default format", "Volume formats"], rows)
-    return 0
-
-
-def _capability(name: str, served: bool) -> dict[str, Any]:
-    item = pool_types()[name]
-    return {
-        "type": name,
-        "supported": served,
-        "sourceFormats": list(item.source_formats),
-        "defaultSourceFormat": item.default_source_format,
-        "volumeFormats": list(item.volume_formats),
-        "defaultVolumeFormat": item.default_volume_format,
     }
 
 

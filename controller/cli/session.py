@@ -84,10 +84,14 @@ class Session:
 
         :param secrets: where they are read instead of the session's directory.
         """
-        context = BackendContext(
+        context = self.context(secrets)
+        return Engine(store, context, node=self.node, boot=mounts.boot_id(), observer=observer)
+
+    def context(self, secrets: Secrets | None = None) -> BackendContext:
+        """What backends are made with here; making it changes nothing."""
+        return BackendContext(
             marks=MarkStore(self.state), secrets=secrets or FileSecrets(self.secrets)
         )
-        return Engine(store, context, node=self.node, boot=mounts.boot_id(), observer=observer)
 
 
 def session(state: Path | None = None, node: str = "", secrets: Path | None = None) -> Session:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import uuid as uuids
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
@@ -562,6 +562,16 @@ def capabilities(supported: set[str]) -> str:
         ]  # fmt: skip
         pool.children = [node for node in pool.children if node.children]
         root.children.append(pool)
+    return printed(root)
+
+
+def sources(found: Iterable[Model]) -> str:
+    """What libvirt calls the sources of pools that were found: a list of pools' source elements."""
+    root = Node("sources")
+    for item in found:
+        pool = Node("pool")
+        write(item, pool)
+        root.children.append(pool.ensure("source"))
     return printed(root)
 
 

@@ -33,7 +33,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """The order in which libvirt writes elements; others follow as their fields are declared."""
 
-OPEN_TAGS = ("pool", "source", "target", "encryption", "enum")
+OPEN_TAGS = ("pool", "source", "sources", "target", "encryption", "enum")
 """Elements that libvirt writes with a start and an end tag also where they are empty."""
 
 

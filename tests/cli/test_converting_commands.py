@@ -1,4 +1,4 @@
-"""``xml``, ``convert``, ``capabilities``, ``import-libvirt`` and ``crds`` need no state."""
+"""``xml``, ``convert``, ``import-libvirt`` and ``crds`` need no state."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -97,18 +97,6 @@ def test_a_file_that_is_not_there_is_an_error(poolkeeper, tmp_path):
     result = poolkeeper("xml", tmp_path / "no.xml")
     assert result.code == 1
     assert "no.xml" in result.err
-
-
-def test_capabilities_list_all_types_and_tell_which_are_served(poolkeeper):
-    root = ElementTree.fromstring(poolkeeper("capabilities").out)
-    served = {item.get("type"): item.get("supported") for item in root.findall("pool")}
-    assert len(served) == 14
-    assert served["dir"] == "yes"
-    as_json = poolkeeper("capabilities", "-o", "json").json
-    assert {item["type"]: item["supported"] for item in as_json} == {
-        name: answer == "yes" for name, answer in served.items()
-    }
-    assert "iscsi-direct" in poolkeeper("capabilities", "-o", "table").out
 
 
 def test_libvirts_definitions_become_manifests(poolkeeper, file, tmp_path):

@@ -13,7 +13,7 @@ from controller.cli.session import default_state_directory
 
 COMMANDS = (
     "apply", "plan", "get", "describe", "delete", "wait", "events", "lookup", "xml", "convert",
-    "capabilities", "import-libvirt", "crds", "run", "operator",
+    "capabilities", "find-sources", "import-libvirt", "crds", "run", "operator",
 )  # fmt: skip
 
 
@@ -51,6 +51,9 @@ def test_every_command_explains_itself_with_examples(poolkeeper, command):
         ["wait", "spool", "a", "--timeout", "soon"],
         ["convert", "x.yaml"],
         ["xml"],
+        ["find-sources"],
+        ["find-sources", "netfs", "--port", "2049"],
+        ["find-sources", "netfs", "--host", "a", "--port", "0"],
         ["run", "--prune"],
         ["run", "--branch", "main"],
     ],
