@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from backends import errors, names
+from backends import errors, filecontents, names
 from backends.base import (
     Backend,
     BackendContext,
     Link,
+    OpenVolume,
     Pool,
     PoolFacts,
     Presence,
@@ -28,6 +29,7 @@ from backends.base import (
     VolumeFacts,
     Work,
 )
+from backends.filecontents import HEADERLESS
 from backends.host import attributes, commands, files, mounts
 from backends.host.files import Directory, Kind
 from backends.host.marks import Origin
@@ -38,8 +40,6 @@ from backends.spec import Permissions
 
 DEFAULT_FILE_MODE = 0o600
 DEFAULT_DIRECTORY_MODE = 0o700
-_HEADERLESS = frozenset({"raw", "iso"})
-"""Declared formats that are taken at their word: a guest may write any header into its disk."""
 
 
 class FileVolumes(Backend):
@@ -121,7 +121,7 @@ class FileVolumes(Backend):
             path=path,
             key=path,
             type="dir" if is_directory else "file",
-            format="dir" if is_directory else declared if declared in _HEADERLESS else "raw",
+            format="dir" if is_directory else declared if declared in HEADERLESS else "raw",
             capacity=0 if is_directory else facts.st_size,
             allocation=0 if is_directory else facts.st_blocks * 512,
             physical=0 if is_directory else facts.st_size,
@@ -134,7 +134,7 @@ class FileVolumes(Backend):
             )
             if is_directory:
                 return basic
-            if declared in _HEADERLESS:
+            if declared in HEADERLESS:
                 return replace(basic, header_format=_header_format(directory, name))
             return self._with_header(directory, basic, declared)
         except errors.NotFound:
@@ -323,24 +323,30 @@ class FileVolumes(Backend):
     def _opened_image(
         self, directory: Directory, volume: Volume
     ) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """A path to an existing image, and the descriptors that lead there.
-
-        qemu-img follows links, so it is given the open file itself. A backing file with a relative
-        name is found only from the image's own directory; such an image is opened by its name.
-        """
-        by_name = directory.path_for_commands(volume.name), directory.pass_fds
-        if volume.format in _HEADERLESS:
-            yield by_name
+        """A path to an existing image, and the descriptors that lead there."""
+        if volume.format in HEADERLESS:
+            yield directory.path_for_commands(volume.name), directory.pass_fds
             return
         fd = directory.open_file(volume.name, os.O_RDWR)
         try:
-            backing = probing.probe(fd).backing_path
-            if backing is None or backing.startswith("/"):
-                yield f"/proc/self/fd/{fd}", (fd,)
-            else:
-                yield by_name
+            header = probing.probe(fd)
+            yield filecontents.path_for_commands(directory, fd, volume.name, header)
         finally:
             os.close(fd)
+
+    @contextmanager
+    def open_volume(
+        self, pool: Pool, volume: Volume, *, write: bool = False
+    ) -> Iterator[OpenVolume]:
+        with (
+            self._open(pool) as directory,
+            filecontents.opened(directory, volume, self.context.marks, write=write) as contents,
+        ):
+            yield contents
+
+    def users(self, pool: Pool, volume: Volume) -> tuple[str, ...]:
+        with self._open(pool) as directory:
+            return filecontents.users_of(directory, volume.name)
 
     def set_volume_permissions(self, pool: Pool, volume: Volume) -> None:
         with self._open(pool) as directory:

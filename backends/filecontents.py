@@ -1,0 +1,116 @@
+"""The contents of a volume that is a file: opened and held, for whatever moves data."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from backends import errors
+from backends.base import OpenVolume, Volume
+from backends.host import users
+from backends.host.files import Directory
+from backends.host.marks import MarkStore
+from backends.images import probing
+from backends.images.formats import same
+from backends.images.probing import ImageHeader
+
+HEADERLESS = frozenset({"raw", "iso"})
+"""Declared formats that are taken at their word: a guest may write any header into its disk."""
+
+
+@contextlib.contextmanager
+def opened(
+    directory: Directory, volume: Volume, marks: MarkStore, *, write: bool
+) -> Iterator[OpenVolume]:
+    """Open the file of a volume, following no link.
+
+    :raises errors.NotFound: it is not there.
+    :raises errors.OwnedByOther: it is opened for writing, and the file is not the volume's.
+    :raises errors.FormatChanged: its header is not that of the declared format.
+    """
+    fd = directory.open_file(volume.name, os.O_RDWR if write else os.O_RDONLY)
+    try:
+        if write:
+            _require_ours(fd, directory.shown(volume.name), volume, marks)
+        yield _described(directory, fd, volume)
+    finally:
+        os.close(fd)
+
+
+def users_of(directory: Directory, name: str) -> tuple[str, ...]:
+    """Who uses a file or directory, each in words; nobody where it is not there."""
+    try:
+        fd = directory.open_path(name)
+    except errors.NotFound:
+        return ()
+    try:
+        return users.users_of(fd)
+    finally:
+        os.close(fd)
+
+
+def path_for_commands(
+    directory: Directory, fd: int, name: str, header: ImageHeader
+) -> tuple[str, tuple[int, ...]]:
+    """A path to an open image, and the descriptors that lead there.
+
+    qemu-img follows links, so it is given the open file itself. Another file that the header calls
+    by a relative name is found only from the image's own directory; such an image is opened by
+    its name.
+    """
+    names = (header.backing_path, header.data_file, *header.extents)
+    if all(other is None or other.startswith("/") for other in names):
+        return f"/proc/self/fd/{fd}", (fd,)
+    return directory.path_for_commands(name), directory.pass_fds
+
+
+def _require_ours(fd: int, path: str, volume: Volume, marks: MarkStore) -> None:
+    mark = marks.read(fd)
+    if mark is None or (mark.uid != volume.uid and mark.resource != volume.resource):
+        raise errors.OwnedByOther(
+            f"{path} does not carry the mark of {volume.resource}.",
+            hint="It was replaced; nothing was changed.",
+        )
+
+
+def _described(directory: Directory, fd: int, volume: Volume) -> OpenVolume:
+    size = os.fstat(fd).st_size
+    plain = (f"/proc/self/fd/{fd}", (fd,))
+    encrypted = volume.spec.encryption is not None
+    if volume.format in HEADERLESS and not encrypted:
+        return _open_volume(fd, plain, volume.format, size)
+    header = probing.probe(fd)
+    path = directory.shown(volume.name)
+    if volume.format is not None and not same(volume.format, header.format):
+        raise errors.FormatChanged(
+            f"{path} is declared {volume.format}, and its header shows {header.format}.",
+            hint="Something else wrote to it.",
+        )
+    if encrypted and header.encryption is None:
+        raise errors.FormatChanged(
+            f"{path} is declared to be encrypted, and its header shows no encryption.",
+            hint="Something else wrote to it.",
+        )
+    way = path_for_commands(directory, fd, volume.name, header)
+    return _open_volume(fd, way, volume.format or header.format, size, header)
+
+
+def _open_volume(
+    fd: int,
+    way: tuple[str, tuple[int, ...]],
+    format: str | None,
+    size: int,
+    header: ImageHeader | None = None,
+) -> OpenVolume:
+    path, pass_fds = way
+    return OpenVolume(
+        fd=fd,
+        path=path,
+        pass_fds=pass_fds,
+        kind="file",
+        format=format,
+        size=size,
+        capacity=header.capacity if header is not None else size,
+        encryption=header.encryption if header is not None else None,
+    )
