@@ -212,6 +212,36 @@ class SecretUnavailable(StorageError):
     reason, libvirt_code = "SecretUnavailable", 66
 
 
+class OutOfRange(StorageError):
+    """Bytes were asked for, or sent, that are not within the volume (libvirt's INVALID_ARG)."""
+
+    reason, terminal, libvirt_code = "OutOfRange", True, 8
+
+
+class ImageRefused(StorageError):
+    """An image that was sent is not what was declared, or refers to other files."""
+
+    reason, terminal, libvirt_code = "ImageRefused", True, 55
+
+
+class ChecksumMismatch(StorageError):
+    """What arrived is not what was announced."""
+
+    reason, terminal, libvirt_code = "ChecksumMismatch", True, 55
+
+
+class InvalidStream(StorageError):
+    """What was sent as a sparse stream is none."""
+
+    reason, terminal, libvirt_code = "InvalidStream", True, 8
+
+
+class Interrupted(StorageError):
+    """A stream of data ended before its end."""
+
+    reason, libvirt_code = "Interrupted", 38
+
+
 class CommandFailed(StorageError):
     """A host command ended with an exit status other than the expected one."""
 

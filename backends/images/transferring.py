@@ -1,0 +1,391 @@
+"""Reading and writing a volume's contents as a stream: upload and download.
+
+The contents are those of the file or device itself, as libvirt's virStorageVolUpload and
+virStorageVolDownload have it: of a raw volume what a guest sees, of a qcow2 volume the image with
+its header. Holes travel as holes (libvirt's SPARSE_STREAM) in both directions.
+
+A raw volume is written in place, any part of it. An image with a header is replaced as a whole:
+its beginning is kept back until all the rest is written and the header was found to be what is
+declared and to refer to no other file. So what was cut off is no image, and a hostile image never
+stands there for anybody to open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from backends import errors
+from backends.base import OpenVolume, Progress, Work
+from backends.images import probing
+from backends.images.formats import FORMATS, same
+from backends.images.holes import clear, extents
+from backends.sizes import MIB, format_quantity
+
+PIECE = 1 * MIB
+"""The most that is read or written at once, in bytes."""
+
+ZERO_BLOCK = 64 * 1024
+"""Where holes have to be found by looking for zeros, the least that makes one, in bytes."""
+
+KEPT_BACK = 2 * MIB
+"""Bytes of an image that are written last: the largest first cluster of a qcow2 image."""
+
+IMAGE_OVERHEAD = 16 * MIB
+"""With an eighth of the capacity, what the tables of an image may take at most, in bytes."""
+
+ALGORITHMS = ("sha256", "sha512")
+"""What a checksum can be of."""
+
+_ZEROS = bytes(PIECE)
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """So many bytes that read as zeros and take no space."""
+
+    length: int
+
+
+Piece = bytes | memoryview | Hole
+"""A part of a stream. A memoryview holds good only until the next piece is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The bytes from ``start`` up to and without ``end``."""
+
+    start: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+
+class Checksum:
+    """A digest over the bytes of a stream, those of its holes included.
+
+    :raises errors.InvalidSpec: for an algorithm that is none of ``ALGORITHMS``.
+    """
+
+    def __init__(self, algorithm: str) -> None:
+        if algorithm not in ALGORITHMS:
+            raise errors.InvalidSpec(
+                f"There is no checksum {algorithm!r}.", hint=f"Use {' or '.join(ALGORITHMS)}."
+            )
+        self.algorithm = algorithm
+        self._digest = hashlib.new(algorithm)
+
+    def add(self, piece: Piece) -> None:
+        if not isinstance(piece, Hole):
+            self._digest.update(piece)
+            return
+        left = piece.length
+        while left > 0:
+            self._digest.update(_ZEROS[: min(left, PIECE)])
+            left -= PIECE
+
+    @property
+    def hex(self) -> str:
+        return self._digest.hexdigest()
+
+    def require(self, wanted: str) -> None:
+        """Compare with what was announced.
+
+        :raises errors.ChecksumMismatch: they differ.
+        """
+        if self.hex != wanted.strip().lower():
+            raise errors.ChecksumMismatch(
+                f"The {self.algorithm} of what arrived is {self.hex}, announced was {wanted}.",
+                hint="Send it again.",
+            )
+
+
+def has_header(opened: OpenVolume) -> bool:
+    """Whether the contents are an image that a header describes, which is written as a whole."""
+    known = FORMATS.get(opened.format or "raw")
+    return known is not None and known.has_header
+
+
+def limit(opened: OpenVolume) -> int:
+    """Where the contents have to end, in bytes.
+
+    For raw contents that is the capacity, for an encrypted volume with the header before it. An
+    image may take what its tables need beside its capacity, and no more.
+    """
+    if has_header(opened):
+        return opened.capacity + opened.capacity // 8 + IMAGE_OVERHEAD
+    return opened.size if opened.encryption else opened.capacity
+
+
+def readable(opened: OpenVolume, *, offset: int = 0, length: int | None = None) -> Span:
+    """What a download reads: ``length`` bytes, or what there is of them.
+
+    :param length: 0 or None for all to the end, as libvirt has it.
+    :raises errors.OutOfRange: the offset is past the end.
+    """
+    end = opened.size
+    if offset > end:
+        raise errors.OutOfRange(
+            f"The volume has {end} bytes; there is nothing at byte {offset}.",
+            hint="Give a smaller offset.",
+        )
+    return Span(offset, min(end, offset + length) if length else end)
+
+
+def writable(opened: OpenVolume, *, offset: int = 0, length: int | None = None) -> Span:
+    """Where an upload may write.
+
+    :param length: the most that may be written; 0 or None for all to the end.
+    :raises errors.OutOfRange: it would reach past the end.
+    :raises errors.Unsupported: a part of an image with a header.
+    """
+    end = limit(opened)
+    if has_header(opened) and offset:
+        raise errors.Unsupported(
+            f"A volume of format {opened.format} can't be written in parts.",
+            hint="Send the whole image, without an offset.",
+        )
+    if offset + (length or 0) > end:
+        raise errors.OutOfRange(
+            f"The volume ends at byte {end}; {format_quantity(length or 0)} bytes at {offset} "
+            "would not fit.",
+            hint="Raise the volume's capacity first, or send less.",
+        )
+    return Span(offset, offset + length if length else end)
+
+
+def read(opened: OpenVolume, span: Span, work: Work, *, sparse: bool = True) -> Iterator[Piece]:
+    """The contents of a span, in order.
+
+    A hole of a file comes as one. Of a device, which keeps no account of them, blocks of zeros are
+    holes. Without ``sparse`` the zeros are given out as they are.
+
+    :raises errors.Cancelled: where ``work`` was cancelled.
+    :raises errors.StorageError: where the contents can't be read.
+    """
+    fd = _descriptor(opened)
+    looked_for = sparse and not stat.S_ISREG(os.fstat(fd).st_mode)
+    buffer = memoryview(bytearray(PIECE))
+    done = 0
+    with _translated(opened, "read"):
+        for start, end, data in extents(fd, span.start, span.end):
+            for piece in _of_extent(fd, start, end, buffer, data=data, sparse=sparse):
+                _stop_where_cancelled(work)
+                if looked_for and not isinstance(piece, Hole):
+                    yield from with_holes(piece)
+                else:
+                    yield piece
+                done += piece_length(piece)
+                work.report(Progress(done=done, total=span.length))
+
+
+def piece_length(piece: Piece) -> int:
+    """How many bytes of contents a piece stands for."""
+    return piece.length if isinstance(piece, Hole) else len(piece)
+
+
+def _of_extent(
+    fd: int, start: int, end: int, buffer: memoryview, *, data: bool, sparse: bool
+) -> Iterator[Piece]:
+    if not data and sparse:
+        yield Hole(end - start)
+        return
+    while start < end:
+        wanted = min(PIECE, end - start)
+        if data:
+            got = os.preadv(fd, [buffer[:wanted]], start)
+            if got == 0:
+                raise errors.Interrupted(f"The volume was cut to {start} bytes while it was read.")
+            yield buffer[:got]
+        else:
+            got = wanted
+            yield memoryview(_ZEROS)[:wanted]
+        start += got
+
+
+def with_holes(data: bytes | memoryview) -> Iterator[Piece]:
+    """The same bytes with each run of whole zero blocks as a hole."""
+    view = memoryview(data)
+    start, end = 0, len(view)
+    while start < end:
+        zeros = _is_zero(view, start)
+        last = start
+        while last < end and _is_zero(view, last) == zeros:
+            last = min(last + ZERO_BLOCK, end)
+        yield Hole(last - start) if zeros else view[start:last]
+        start = last
+
+
+def _is_zero(view: memoryview, start: int) -> bool:
+    block = view[start : start + ZERO_BLOCK]
+    return block == memoryview(_ZEROS)[: len(block)]
+
+
+class Writer:
+    """Takes a stream into a span of a volume.
+
+    Nothing is written past the span. ``finish`` has to be called at the end, and makes what was
+    written outlast a power cut; without it an image with a header stays without.
+
+    :param backing: path of the image that the volume is declared to stand on; the only one that
+        an image may refer to.
+    :ivar position: byte of the volume at which the next piece will stand.
+    """
+
+    def __init__(
+        self,
+        opened: OpenVolume,
+        span: Span,
+        work: Work,
+        *,
+        total: int = 0,
+        backing: str | None = None,
+    ) -> None:
+        self.position = span.start
+        self.stored = 0
+        self._opened = opened
+        self._fd = _descriptor(opened)
+        self._span = span
+        self._work = work
+        self._total = total
+        self._backing = backing
+        self._regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
+        self._kept: bytearray | None = bytearray() if has_header(opened) else None
+        if self._kept is not None:
+            self._begin_image()
+
+    def _begin_image(self) -> None:
+        """Take away what was there: an image that is half the old and half the new is neither."""
+        with _translated(self._opened, "write"):
+            if self._regular:
+                os.ftruncate(self._fd, 0)
+            else:
+                clear(self._fd, 0, min(KEPT_BACK, self._opened.size), self._reached)
+
+    def put(self, piece: Piece) -> None:
+        """Take the next piece of the stream.
+
+        :raises errors.OutOfRange: it reaches past the span.
+        :raises errors.Cancelled: where the work was cancelled.
+        """
+        _stop_where_cancelled(self._work)
+        length = piece_length(piece)
+        if self.position + length > self._span.end:
+            raise errors.OutOfRange(
+                f"More was sent than fits: the last byte may stand at {self._span.end - 1}.",
+                hint="Raise the volume's capacity first, or send less.",
+            )
+        with _translated(self._opened, "write"):
+            if isinstance(piece, Hole):
+                self._skip(length)
+            else:
+                self._write(memoryview(piece))
+        self._work.report(Progress(done=self.position - self._span.start, total=self._total))
+
+    def _skip(self, length: int) -> None:
+        start, self.position = self.position, self.position + length
+        if self._kept is not None:
+            start += self._keep(bytes(min(length, KEPT_BACK)))
+        if start < self.position:
+            clear(self._fd, start, self.position, self._reached)
+
+    def _write(self, data: memoryview) -> None:
+        kept = self._keep(data)
+        self.position += kept
+        data = data[kept:]
+        while data:
+            written = os.pwrite(self._fd, data[:PIECE], self.position)
+            self.position += written
+            self.stored += written
+            data = data[written:]
+
+    def _keep(self, data: bytes | memoryview) -> int:
+        """Keep back what belongs to the beginning of an image; how many bytes that were."""
+        if self._kept is None or len(self._kept) >= KEPT_BACK:
+            return 0
+        taken = data[: KEPT_BACK - len(self._kept)]
+        self._kept += taken
+        return len(taken)
+
+    def sync(self) -> None:
+        """Let all that was written so far outlast a power cut."""
+        with _translated(self._opened, "write out"):
+            os.fdatasync(self._fd)
+
+    def finish(self) -> None:
+        """End the stream.
+
+        :raises errors.ImageRefused: an image that is not as declared; what was sent is taken away.
+        """
+        with _translated(self._opened, "write"):
+            if self._regular and os.fstat(self._fd).st_size < self.position:
+                os.ftruncate(self._fd, self.position)
+            if self._kept is not None:
+                self._finish_image(bytes(self._kept))
+        self.sync()
+
+    def _finish_image(self, kept: bytes) -> None:
+        self.sync()
+        try:
+            _accept(self._opened, probing.probe(self._fd, unwritten=kept), self._backing)
+        except errors.StorageError:
+            if self._regular:
+                os.ftruncate(self._fd, 0)
+            raise
+        written = 0
+        while written < len(kept):
+            written += os.pwrite(self._fd, kept[written:], written)
+        self.stored += written
+
+    def _reached(self, offset: int) -> None:
+        _stop_where_cancelled(self._work)
+
+
+def _accept(opened: OpenVolume, header: probing.ImageHeader, backing: str | None) -> None:
+    """Refuse an image that is not as declared, or would open other files."""
+    if not same(opened.format or "raw", header.format):
+        raise _refused(f"It is {header.format}, and the volume is declared {opened.format}.")
+    if header.backing_path is not None and header.backing_path != backing:
+        raise _refused(f"It stands on another image, {header.backing_path!r}.")
+    if header.data_file is not None or header.extents:
+        raise _refused("Its data is in other files.")
+    if header.capacity > opened.capacity:
+        raise _refused(
+            f"Its size is {format_quantity(header.capacity)}, that of the volume "
+            f"{format_quantity(opened.capacity)}."
+        )
+
+
+def _refused(why: str) -> errors.ImageRefused:
+    return errors.ImageRefused(
+        f"The image that was sent is refused: {why}",
+        hint="The volume is empty now; send another image, or change what is declared.",
+    )
+
+
+def _descriptor(opened: OpenVolume) -> int:
+    if opened.fd is None:
+        raise errors.Unsupported(
+            f"{opened.path} can't be read or written as a stream: it is reached by a network "
+            "client alone."
+        )
+    return opened.fd
+
+
+def _stop_where_cancelled(work: Work) -> None:
+    if work.cancel.is_set():
+        raise errors.Cancelled("The transfer was stopped.", hint="Begin it anew or resume it.")
+
+
+@contextlib.contextmanager
+def _translated(opened: OpenVolume, doing: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise errors.from_os_error(error, doing=f"{doing} {opened.path}") from error
