@@ -84,6 +84,7 @@ _PACKAGES = {
     "multipath": "multipath-tools",
     "multipathd": "multipath-tools",
     "parted": "parted",
+    "partx": "util-linux",
     "pvcreate": "lvm2",
     "pvremove": "lvm2",
     "pvs": "lvm2",
