@@ -24,8 +24,9 @@ MIB = 2**20
 
 def run(*argv: str | Path, input: bytes | None = None) -> str:
     """Run a command that has to succeed; what it printed."""
-    done = subprocess.run([str(arg) for arg in argv], input=input, capture_output=True)
-    assert done.returncode == 0, f"{argv}: {done.stderr.decode()}{done.stdout.decode()}"
+    words = [str(word) for word in argv]
+    done = subprocess.run(words, input=input, capture_output=True, check=False)
+    assert done.returncode == 0, f"{words}: {done.stderr.decode()}{done.stdout.decode()}"
     return done.stdout.decode()
 
 

@@ -1,8 +1,8 @@
 """Devices of strangers: whatever Poolkeeper is told to do, these may not change.
 
-Each trap is a device with something on it that a probe finds, or that the kernel uses. A test plants
-those it wants, points a pool at them, and asserts that the refusal names what was found and that
-the trap is ``untouched``.
+Each trap is a device with something on it that a probe finds, or that the kernel uses. A test
+plants those it wants, points a pool at them, and asserts that the refusal names what was found
+and that the trap is untouched.
 """
 
 from __future__ import annotations
