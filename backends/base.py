@@ -291,6 +291,23 @@ class Work:
     report: Callable[[Progress], None] = lambda progress: None
     cancel: threading.Event = field(default_factory=threading.Event)
 
+    def check(self) -> None:
+        """Called between pieces of work.
+
+        :raises errors.Cancelled: it is to stop.
+        """
+        if self.cancel.is_set():
+            raise errors.Cancelled("It was cancelled.", hint="It is looked at anew.")
+
+    def checkpoint(self, total: int) -> Callable[[int], None]:
+        """Reports bytes done of ``total``, and checks."""
+
+        def reached(done: int) -> None:
+            self.check()
+            self.report(Progress(done=done, total=total))
+
+        return reached
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenVolume:
@@ -390,6 +407,11 @@ class Backend(ABC):
     def space_needed(self, volume: Volume) -> int:
         """Bytes that making the volume takes from the pool at once."""
         return 0
+
+    def takes_long(self, verb: Verb, pool: Pool, volume: Volume) -> bool:
+        """Whether a step on a volume moves so many bytes that it is to run apart from the pass."""
+        source = volume.spec.source
+        return verb is Verb.CREATE_VOLUME and source is not None and source.upload is None
 
     def check_volume(self, pool: Pool, volume: Volume) -> None:
         """Refuse, before anything is done, a volume that could never be made."""

@@ -36,10 +36,13 @@ from backends.host.marks import Origin
 from backends.images import creating, probing
 from backends.images.creating import ImageRequest
 from backends.images.formats import FORMATS, same
+from backends.sizes import MIB
 from backends.spec import Permissions
 
 DEFAULT_FILE_MODE = 0o600
 DEFAULT_DIRECTORY_MODE = 0o700
+QUICKLY_WRITTEN = 256 * MIB
+"""Bytes that any disk writes while a pass may wait for them."""
 
 
 class FileVolumes(Backend):
@@ -183,6 +186,12 @@ class FileVolumes(Backend):
             return 0
         return creating.space_needed(_request(volume, volume.capacity))
 
+    def takes_long(self, verb: Verb, pool: Pool, volume: Volume) -> bool:
+        if super().takes_long(verb, pool, volume):
+            return True
+        written = volume.spec.preallocation == "Full" and (volume.capacity or 0) > QUICKLY_WRITTEN
+        return written and verb is Verb.CREATE_VOLUME
+
     def check_volume(self, pool: Pool, volume: Volume) -> None:
         names.check_name(volume.name, what="volume name")
         if volume.spec.encryption is not None:
@@ -271,7 +280,8 @@ class FileVolumes(Backend):
                 )
 
             path = stage.path_for_commands(temporary)
-            creating.create(_request(volume, capacity), path, run)
+            request = _request(volume, capacity)
+            creating.create(request, path, run, checkpoint=work.checkpoint(capacity))
         default = DEFAULT_DIRECTORY_MODE if volume.format == "dir" else DEFAULT_FILE_MODE
         _give_permissions(stage, temporary, volume.permissions, default_mode=default)
         self._mark(stage, temporary, volume, "Created")
@@ -317,6 +327,7 @@ class FileVolumes(Backend):
                 shrink=shrink,
                 allocate=volume.spec.resize.allocate and not shrink,
                 run=run,
+                checkpoint=work.checkpoint(volume.capacity),
             )
 
     @contextmanager

@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Sequence
 
 from backends import errors
 from controller.engine import Engine
 from controller.notifying import notify
 from controller.resources import Declared, Key
+from controller.retrying import backoff
 from controller.sources.base import Snapshot, Source, follow
 from controller.sources.pruning import Threshold, prunable
 from controller.store import EventType, Store
-from controller.workers import Workers, backoff
+from controller.workers import Workers
 from controller.worlds import World
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class Agent:
         self._sources = sources
         self._pruning = pruning
         self._workers = Workers(engine.reconcile)
+        engine.jobs.wake = self._workers.nudge
         self._refused: dict[str, list[Declared]] = {}
         self._revisions: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -80,10 +83,13 @@ class Agent:
 
     def _stop(self, followers: Sequence[threading.Thread]) -> bool:
         _tell_manager("STOPPING=1")
-        self._engine.cancel.set()
+        self._engine.stop()
         for source in self._sources:
             source.stop()
+        deadline = time.monotonic() + STOP_WITHIN
         busy = self._workers.stop(STOP_WITHIN)
+        if not self._engine.jobs.idle(deadline - time.monotonic()):
+            busy += [item.task.pool for item in self._engine.jobs.snapshot()]
         for follower in followers:
             follower.join(1.0)
         for name in busy:
@@ -106,6 +112,7 @@ class Agent:
     def _wake(self, world: World) -> None:
         names = world.pool_names()
         self._workers.keep(names)
+        self._engine.keep_jobs(world)
         seen = {name: _signature(world, name) for name in names}
         pools = frozenset(item.signature for item in world.pools())
         if pools != self._pools_seen:  # another pool may have claimed, or let go, what one wants

@@ -13,7 +13,7 @@ from backends import errors
 from controller.apiserver import ApiServer, Object
 from controller.clusterstore import ClusterStore
 from controller.resources import Key, kinds
-from controller.workers import backoff
+from controller.retrying import backoff
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from controller.binding import Binder
 from controller.clusterstore import ClusterStore
 from controller.engine import Engine
 from controller.posting import Poster
-from controller.workers import Workers, backoff
+from controller.retrying import backoff
+from controller.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class ClusterAgent:
         self._poster = poster
         self._stop = stop
         self._workers = Workers(engine.reconcile)
+        engine.jobs.wake = self._workers.nudge
         self._binder = Binder(server, store, stop=stop)
         self._resync_at = 0.0
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
@@ -67,12 +69,15 @@ class ClusterAgent:
 
     def stop(self) -> bool:
         """End after the steps that are under way; false where one did not end in time."""
-        self._engine.cancel.set()
+        self._engine.stop()
         self._stop.set()
         self._store.changed.set()
         self._binder.look()
         self._thread.join(STOP_WITHIN)
+        deadline = time.monotonic() + STOP_WITHIN
         busy = self._workers.stop(STOP_WITHIN)
+        if not self._engine.jobs.idle(deadline - time.monotonic()):
+            busy += [item.task.pool for item in self._engine.jobs.snapshot()]
         for name in busy:
             log.error("pool %s did not end its step in time", name)
         self._poster.stop(POST_WITHIN)
@@ -113,8 +118,10 @@ class ClusterAgent:
 
     def _wake(self) -> None:
         concerned = self._store.concerned()
-        names = self._engine.world().pool_names()
+        world = self._engine.world()
+        names = world.pool_names()
         self._workers.keep(names)
+        self._engine.keep_jobs(world)
         self._workers.wake(sorted(names if concerned is None else names & concerned))
         if concerned is None:
             self._binder.look()

@@ -8,22 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from backends import errors
-from backends.base import (
-    Backend,
-    BackendContext,
-    Pool,
-    Presence,
-    Verb,
-    Volume,
-    VolumeFacts,
-    Work,
-)
-from backends.base import Progress as ByteProgress
+from backends.base import Backend, BackendContext, Pool, Presence, Verb, VolumeFacts, Work
 from backends.registry import pool_type
 from backends.schema import duration_seconds
 from backends.spec import (
@@ -38,7 +28,8 @@ from backends.spec import (
 )
 from controller import summarising
 from controller.examining import Examination, Examiner, PoolExamination, foreseen
-from controller.planning import Action, Plan
+from controller.jobs import Job, Jobs, Task, busy
+from controller.planning import Plan
 from controller.resources import (
     DEFAULT_NAMESPACE,
     AnyResource,
@@ -49,39 +40,14 @@ from controller.resources import (
     now,
     object_name,
 )
-from controller.store import EventType, ResourceStore
+from controller.steps import Observer, Steps
+from controller.store import ResourceStore
 from controller.worlds import World, volume_name
 
 log = logging.getLogger(__name__)
 
 VOLUMES_AT_ONCE = 4
 """Volumes of one pool that are worked on side by side; the disk is the limit, not the count."""
-
-_DONE = {
-    Verb.BUILD_POOL: ("Built", "Made {place}."),
-    Verb.ADOPT_POOL: ("Adopted", "Took {place} over. {reason}"),
-    Verb.START_POOL: ("Started", "Started {place}."),
-    Verb.STOP_POOL: ("Stopped", "Stopped {place}."),
-    Verb.SET_POOL_PERMISSIONS: ("PermissionsChanged", "Changed {place}. {reason}"),
-    Verb.CLEAN_POOL: ("LeftoversRemoved", "Cleaned {place}. {reason}"),
-    Verb.DELETE_POOL: ("Deleted", "Deleted {place}."),
-    Verb.CREATE_VOLUME: ("Created", "Made {place}. {reason}"),
-    Verb.ADOPT_VOLUME: ("Adopted", "Took {place} over. {reason}"),
-    Verb.GROW_VOLUME: ("Resized", "Resized {place}. {reason}"),
-    Verb.SHRINK_VOLUME: ("Resized", "Resized {place}. {reason}"),
-    Verb.SET_VOLUME_PERMISSIONS: ("PermissionsChanged", "Changed {place}. {reason}"),
-    Verb.DELETE_VOLUME: ("Deleted", "Deleted {place}."),
-}
-"""What the event of a finished step says: its reason, and how its message begins."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observer:
-    """Whom to tell while a pass goes on; the command line draws its progress from this."""
-
-    began: Callable[[Action], None] = lambda action: None
-    moved: Callable[[Action, ByteProgress], None] = lambda action, progress: None
-    ended: Callable[[Action, errors.StorageError | None], None] = lambda action, error: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +65,10 @@ class Outcome:
     interval: float
 
 
+_DELETING = frozenset({Verb.DELETE_VOLUME})
+"""What a job may go on with once its resource is being deleted."""
+
+
 class Engine:
     """Passes over pools. Safe to use from several threads for different pools."""
 
@@ -110,13 +80,17 @@ class Engine:
         node: str,
         boot: str,
         observer: Observer | None = None,
+        jobs: Jobs | None = None,
     ) -> None:
         self.store = store
         self.node = node
         self.boot = boot
-        self.observer = observer or Observer()
         self.cancel = threading.Event()
-        self.examiner = Examiner(context, node=node, boot=boot)
+        self.jobs = jobs or Jobs()
+        self.jobs.moved = self._note_progress
+        self.examiner = Examiner(context, node=node, boot=boot, jobs=self.jobs)
+        self._steps = Steps(store, observer or Observer())
+        self._status_lock = threading.Lock()
 
     def world(self) -> World:
         """All declared resources as the store has them now."""
@@ -136,9 +110,11 @@ class Engine:
 
     def reconcile(self, name: str) -> Outcome:
         """One pass over the pool of that name and all volumes that name it."""
+        succeeded = self.jobs.begin_pass(name)
         world = self.world()
         self._keep_finalizers(world, name)
         world = self.world()
+        self.keep_jobs(world)
         failures: dict[Key, list[errors.StorageError]] = {}
         found = self.examiner.examine_pool(world, name)
         attempted = _pending(found)
@@ -148,6 +124,7 @@ class Engine:
             found = self.examiner.examine_pool(world, name)
         self.examiner.examine_volumes(world, found)
         attempted |= _pending(found)
+        self._cancel_needless(found)
         if self._apply_volumes(found, failures):
             found = self.examiner.examine_pool(world, name)
             self.examiner.examine_volumes(world, found)
@@ -157,8 +134,15 @@ class Engine:
             self._apply_pool(found, failures)
         self._summarise(found, failures)
         self._adopt_discovered(found)
-        acted = bool(attempted - _pending(found) - _refused(found) - failures.keys())
-        return self._outcome(found, failures, acted=acted)
+        left = _pending(found) | _refused(found) | _under_way(found) | failures.keys()
+        acted = bool(attempted - left)
+        return self._outcome(found, failures, acted=acted or succeeded)
+
+    def keep_jobs(self, world: World) -> None:
+        """Cancel the jobs of resources that are not declared on this node any more."""
+        self.jobs.keep(
+            {item.metadata.uid for item in world.resources.values() if self.examiner.mine(item)}
+        )
 
     def _keep_finalizers(self, world: World, name: str) -> None:
         """Hold those resources whose deletion needs an effect on the host, and only those; and
@@ -187,7 +171,10 @@ class Engine:
         if own is None or pool is None or backend is None or own.resource.spec.suspend:
             return False
         for action in own.plan.actions:
-            error = self._perform(own.resource, action, pool, None, backend)
+            work = Work(cancel=self.cancel)
+            error = self._steps.perform(
+                action, resource=own.resource, pool=pool, backend=backend, work=work
+            )
             if error is not None:
                 failures.setdefault(own.resource.key, []).append(error)
                 return True
@@ -196,7 +183,7 @@ class Engine:
             own.plan = replace(own.plan, actions=())
             return acted
         if own.plan.expired:
-            self._event(own.resource, "Normal", "Expired", f"It goes: {own.plan.expired}.")
+            self._steps.tell(own.resource, "Normal", "Expired", f"It goes: {own.plan.expired}.")
             self.store.request_deletion(own.resource.key)
         if acted:
             self._note_state(own)
@@ -215,85 +202,123 @@ class Engine:
             changes |= {"state": "Inactive"}
         own.resource = replace(own.resource, status=status.model_copy(update=changes))
 
+    def _cancel_needless(self, found: PoolExamination) -> None:
+        """Cancel jobs for what is no longer wanted, or wanted in another way."""
+        for examined in found.volumes:
+            job, key = examined.job, examined.resource.key
+            if job is None or job.task.owner != key:
+                continue
+            if examined.suspended:
+                job.cancel(f"{key} is suspended")
+            elif examined.resource.deleting and job.task.verb not in _DELETING:
+                job.cancel(f"{key} is being deleted")
+            elif examined.plan.actions and job.task.purpose != examined.purpose:
+                job.cancel(f"{key} has changed")
+
     def _apply_volumes(
         self, found: PoolExamination, failures: dict[Key, list[errors.StorageError]]
     ) -> bool:
         pool, backend = found.pool, found.backend
-        waiting = [item for item in found.volumes if item.plan.actions and not item.suspended]
+        waiting = [item for item in found.volumes if item.actionable]
         if not waiting or pool is None or backend is None:
             return False
 
         def work(examined: Examination) -> None:
-            for action in examined.plan.actions:
-                error = self._perform(examined.resource, action, pool, examined.volume, backend)
-                if error is not None:
-                    failures.setdefault(examined.resource.key, []).append(error)
-                    return
+            error = self._attempt(found, examined, pool, backend)
+            if error is not None:
+                failures.setdefault(examined.resource.key, []).append(error)
 
         with ThreadPoolExecutor(
             VOLUMES_AT_ONCE, thread_name_prefix=f"{found.name}-volume"
-        ) as pool_:
+        ) as threads:
             for batch in _independent(waiting):
-                for future in [pool_.submit(work, item) for item in batch]:
+                for future in [threads.submit(work, item) for item in batch]:
                     future.result()
         return True
 
-    def _perform(
-        self,
-        resource: AnyResource,
-        action: Action,
-        pool: Pool,
-        volume: Volume | None,
-        backend: Backend,
+    def _attempt(
+        self, found: PoolExamination, examined: Examination, pool: Pool, backend: Backend
     ) -> errors.StorageError | None:
-        """Carry one action out, journalled before and after; the error is returned."""
-        if self.cancel.is_set():
-            return errors.Cancelled("The agent is stopping.", hint="It goes on after its start.")
-        step = self.store.begin_step(
-            resource.key,
-            resource.metadata.uid,
-            str(action.verb),
-            action.target,
-            {"reason": action.reason},
+        """Do what a volume's plan says, or begin a job that does."""
+        for key in examined.stands_on:
+            job = self.jobs.on(key)
+            if job is not None:
+                return busy(job)
+        actions = examined.plan.actions
+        if any(action.long for action in actions):
+            return self._begin_job(found.name, examined, pool, backend)
+        return self._do(examined, pool, backend, Work(cancel=self.cancel))
+
+    def _begin_job(
+        self, pool_name: str, examined: Examination, pool: Pool, backend: Backend
+    ) -> errors.StorageError | None:
+        resource, actions = examined.resource, examined.plan.actions
+        longest = next(action for action in actions if action.long)
+        task = Task(
+            owner=resource.key,
+            uid=resource.metadata.uid,
+            volume=resource.key,
+            pool=pool_name,
+            verb=str(longest.verb),
+            target=longest.target,
+            reads=examined.reads,
+            purpose=examined.purpose,
+            attempt=resource.signature,
         )
-        self.observer.began(action)
-        work = Work(
-            report=lambda progress: self.observer.moved(action, progress), cancel=self.cancel
-        )
-        problem: errors.StorageError | None = None
+
+        def run(work: Work) -> None:
+            problem = self._do(examined, pool, backend, work)
+            if problem is not None:
+                raise problem
+
         try:
-            _perform(action.verb, backend, pool, volume, work)
+            self.jobs.start(task, run)
         except errors.StorageError as error:
-            problem = error
-        except OSError as error:
-            problem = errors.from_os_error(error, doing=f"{action.verb} on {action.target}")
-        self.store.end_step(step, str(problem) if problem else "")
-        self.observer.ended(action, problem)
-        if problem is None:
-            reason, told = _DONE[action.verb]
-            message = told.format(place=action.place, reason=action.reason)
-            self._event(resource, "Normal", reason, message)
-        else:
-            log.warning("%s on %s: %s", action.verb, action.target, problem)
-        return problem
+            return error
+        return None
+
+    def _do(
+        self, examined: Examination, pool: Pool, backend: Backend, work: Work
+    ) -> errors.StorageError | None:
+        for action in examined.plan.actions:
+            problem = self._steps.perform(
+                action,
+                resource=examined.resource,
+                pool=pool,
+                volume=examined.volume,
+                backend=backend,
+                work=work,
+            )
+            if problem is not None:
+                return problem
+        return None
+
+    def _note_progress(self, job: Job) -> None:
+        """Show a job's progress in the status of the volume that it works on."""
+        with self._status_lock:
+            resource = self.store.get(job.task.volume)
+            if resource is not None:
+                progress = summarising.progress_of(job)
+                status = resource.status.model_copy(update={"progress": progress})
+                self.store.write_status(resource.key, status, uid=resource.metadata.uid)
 
     def recover(self) -> None:
         """Close the journal of an agent that was killed; the next pass looks at everything anew."""
-        for step in self.store.unfinished_steps():
-            log.warning("%s on %s was interrupted and is looked at anew", step.verb, step.target)
-            self.store.end_step(step.id, "interrupted")
-            self.store.record_event(
-                step.key, step.uid, "Warning", "Interrupted", f"{step.verb} was interrupted."
-            )
+        self._steps.recover()
 
-    def _event(self, resource: AnyResource, type: EventType, reason: str, message: str) -> None:
-        self.store.record_event(resource.key, resource.metadata.uid, type, reason, message)
+    def stop(self) -> None:
+        """Begin nothing more, and cancel what is under way."""
+        self.cancel.set()
+        self.jobs.stop()
 
     def _summarise(
         self, found: PoolExamination, failures: dict[Key, list[errors.StorageError]]
     ) -> None:
         moment = now()
         facts = found.facts
+        for item in found.volumes:
+            if item.failed is not None:
+                failures.setdefault(item.resource.key, [item.failed])
         readable = facts is not None and facts.presence is Presence.PRESENT
         for examined in found.volumes:
             observed = None
@@ -307,6 +332,7 @@ class Engine:
                 failures=failures.get(examined.resource.key, ()),
                 readable=readable,
                 suspended=examined.suspended,
+                job=examined.job,
                 now=moment,
             )
             self._settle(examined, status, failures)
@@ -351,7 +377,7 @@ class Engine:
         )
         applied = self.store.apply(declared, source=f"discovery:{pool}")
         message = f"Found in pool {pool!r} and nobody declared it."
-        self._event(applied.resource, "Normal", "Discovered", message)
+        self._steps.tell(applied.resource, "Normal", "Discovered", message)
 
     def _pool_status(
         self,
@@ -388,7 +414,11 @@ class Engine:
             self.store.remove_finalizer(resource.key, uid=resource.metadata.uid)
             return
         self._tell_of_trouble(resource, status)
-        self.store.write_status(resource.key, status, uid=resource.metadata.uid)
+        with self._status_lock:
+            if examined.job is not None:  # it may have moved since the status was made
+                progress = summarising.progress_of(examined.job)
+                status = status.model_copy(update={"progress": progress})
+            self.store.write_status(resource.key, status, uid=resource.metadata.uid)
 
     def _tell_of_trouble(self, resource: AnyResource, status: StatusBase) -> None:
         """An event for a problem that was not there at the last look, and for one that went."""
@@ -399,9 +429,9 @@ class Engine:
         ):
             return
         if after.status == "False":
-            self._event(resource, "Warning", after.reason, after.message)
+            self._steps.tell(resource, "Warning", after.reason, after.message)
         elif before is not None and before.status == "False":
-            self._event(resource, "Normal", "Ready", after.message)
+            self._steps.tell(resource, "Normal", "Ready", after.message)
 
     def _outcome(
         self,
@@ -413,7 +443,7 @@ class Engine:
         everything = [*found.volumes, *([found.own] if found.own else [])]
         problems = [error for item in everything for error in item.plan.refusals]
         problems += [error for listed in failures.values() for error in listed]
-        unfinished = bool(_pending(found))
+        unfinished = bool(_pending(found))  # jobs wake the pool when they end
         interval = found.own.resource.spec.refresh.interval if found.own else "5m"
         return Outcome(
             acted=acted,
@@ -422,52 +452,14 @@ class Engine:
         )
 
 
-def _perform(verb: Verb, backend: Backend, pool: Pool, volume: Volume | None, work: Work) -> None:
-    if volume is None:
-        _POOL_STEPS[verb](backend, pool)
-    else:
-        _VOLUME_STEPS[verb](backend, pool, volume, work)
-
-
-def _build(backend: Backend, pool: Pool) -> None:
-    backend.build(pool, overwrite=pool.spec.build.policy == "Overwrite")
-
-
-def _set_permissions(backend: Backend, pool: Pool) -> None:
-    if pool.spec.target is not None and pool.spec.target.permissions is not None:
-        backend.set_permissions(pool, pool.spec.target.permissions)
-
-
-_POOL_STEPS: dict[Verb, Callable[[Backend, Pool], None]] = {
-    Verb.BUILD_POOL: _build,
-    Verb.ADOPT_POOL: lambda backend, pool: backend.adopt(pool),
-    Verb.START_POOL: lambda backend, pool: backend.start(pool),
-    Verb.STOP_POOL: lambda backend, pool: backend.stop(pool),
-    Verb.SET_POOL_PERMISSIONS: _set_permissions,
-    Verb.CLEAN_POOL: lambda backend, pool: backend.clean(pool),
-    Verb.DELETE_POOL: lambda backend, pool: backend.delete(pool),
-}
-
-_VOLUME_STEPS: dict[Verb, Callable[[Backend, Pool, Volume, Work], None]] = {
-    Verb.CREATE_VOLUME: lambda backend, pool, volume, work: backend.create_volume(
-        pool, volume, work
-    ),
-    Verb.ADOPT_VOLUME: lambda backend, pool, volume, work: backend.adopt_volume(pool, volume),
-    Verb.GROW_VOLUME: lambda backend, pool, volume, work: backend.resize_volume(pool, volume, work),
-    Verb.SHRINK_VOLUME: lambda backend, pool, volume, work: backend.resize_volume(
-        pool, volume, work
-    ),
-    Verb.SET_VOLUME_PERMISSIONS: lambda backend, pool, volume, work: backend.set_volume_permissions(
-        pool, volume
-    ),
-    Verb.DELETE_VOLUME: lambda backend, pool, volume, work: backend.delete_volume(pool, volume),
-}
-
-
 def _pending(found: PoolExamination) -> set[Key]:
     """Resources for which there is something to do now."""
     everything = [*found.volumes, *([found.own] if found.own else [])]
-    return {item.resource.key for item in everything if item.plan.actions and not item.suspended}
+    return {item.resource.key for item in everything if item.actionable and not item.queued}
+
+
+def _under_way(found: PoolExamination) -> set[Key]:
+    return {item.resource.key for item in found.volumes if item.job is not None or item.queued}
 
 
 def _refused(found: PoolExamination) -> set[Key]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from backends import errors
 from backends.base import (
@@ -19,6 +19,7 @@ from backends.base import (
 from backends.registry import pool_type
 from backends.spec import Adoption, PoolState, PoolStatus
 from controller import planning
+from controller.jobs import Job, Jobs, busy
 from controller.planning import Plan, PoolHistory, VolumeHistory
 from controller.resources import AnyResource, Key
 from controller.worlds import World, volume_name
@@ -32,6 +33,39 @@ class Examination:
     plan: Plan = field(default_factory=Plan)
     volume: Volume | None = None
     suspended: bool = False
+    stands_on: tuple[Key, ...] = ()
+    """Volumes that have to be there before it can be made."""
+    reads: frozenset[Key] = frozenset()
+    """Volumes whose contents are read to make it."""
+    job: Job | None = None
+    """What works on it now."""
+    failed: errors.StorageError | None = None
+    """What the last job on it failed with, as long as it is not to be tried again."""
+    queued: bool = False
+    """Whether its job waits for room."""
+
+    @property
+    def actionable(self) -> bool:
+        """Whether its plan is to be carried out now."""
+        idle = self.job is None and self.failed is None
+        return bool(self.plan.actions) and idle and not self.suspended
+
+    @property
+    def purpose(self) -> object:
+        """What its making works towards. A change of anything else is made afterwards."""
+        if self.volume is None:
+            return None
+        spec = self.volume.spec.model_dump(exclude=_LATER)
+        return spec, self.volume.capacity, self.volume.backing_path, self.resource.deleting
+
+
+_LATER = {
+    "node_name", "permissions", "resize", "adoption", "recreation", "deletion_policy", "suspend",
+}  # fmt: skip
+"""Fields of a volume's spec that don't matter while it is being made."""
+
+_DISTURBING = frozenset({Verb.GROW_VOLUME, Verb.SHRINK_VOLUME, Verb.DELETE_VOLUME})
+"""What can't be done to a volume while it is read."""
 
 
 @dataclass(slots=True)
@@ -49,7 +83,10 @@ class PoolExamination:
 class Examiner:
     """Looks at pools through their backends, and plans. Safe to use from several threads."""
 
-    def __init__(self, context: BackendContext, *, node: str, boot: str) -> None:
+    def __init__(
+        self, context: BackendContext, *, node: str, boot: str, jobs: Jobs | None = None
+    ) -> None:
+        self._jobs = jobs or Jobs()
         self.node = node
         self.boot = boot
         self._context = context
@@ -110,7 +147,22 @@ class Examiner:
                 live_marks=world.marks,
                 conflicts=conflicts,
             )
+        self._hold_pool(found.own, name)
         return found
+
+    def _hold_pool(self, own: Examination, name: str) -> None:
+        """Keep a pool in which jobs run from being stopped, deleted or let go."""
+        plan = own.plan
+        stops = any(item.verb in (Verb.STOP_POOL, Verb.DELETE_POOL) for item in plan.actions)
+        if not (stops or plan.expired or own.resource.deleting):
+            return
+        running = [f"{job.task.verb} on {job.task.target}" for job in self._jobs.in_pool(name)]
+        if running:
+            refusal = errors.InUse(
+                f"Pool {name!r} waits for what is under way in it: {', '.join(running)}.",
+                hint="Delete or suspend these volumes to end it sooner.",
+            )
+            own.plan = replace(plan, actions=(), refusals=(*plan.refusals, refusal), expired="")
 
     def _conflicts(self, world: World, resource: AnyResource) -> list[errors.StorageError]:
         claims: dict[Key, frozenset[str]] = {}
@@ -153,6 +205,22 @@ class Examiner:
                 self._examine_volume(world, found, examined, dependents, foreseen=foreseen)
             except errors.StorageError as error:
                 examined.plan = Plan(refusals=(error,))
+            self._mind_jobs(examined)
+
+    def _mind_jobs(self, examined: Examination) -> None:
+        """See what is under way, and let nothing be done that would get in its way."""
+        key, plan = examined.resource.key, examined.plan
+        examined.job = job = self._jobs.on(key)
+        examined.queued = self._jobs.waits(key)
+        examined.failed = self._jobs.failure(key, examined.resource.signature)
+        reader = self._jobs.reading(key)
+        if job is not None and job.task.owner == key:
+            if examined.resource.deleting and not plan.actions:
+                examined.plan = replace(plan, refusals=(*plan.refusals, busy(job)))
+        elif job is not None and plan.actions:
+            examined.plan = replace(plan, actions=(), refusals=(*plan.refusals, busy(job)))
+        elif reader is not None and any(item.verb in _DISTURBING for item in plan.actions):
+            examined.plan = replace(plan, actions=(), refusals=(*plan.refusals, busy(reader)))
 
     def _examine_volume(
         self,
@@ -174,6 +242,8 @@ class Examiner:
         if pool is None or backend is None or found.facts is None:
             raise _pool_not_ready(found)
         examined.volume = volume = world.declare_volume(resource, pool, backend)
+        base = world.backing_key(resource)
+        examined.stands_on = (base,) if base is not None else ()
         path = backend.volume_path(pool, volume.name)
         paths = {path, _true_path(path)} if dependents else ()
         standing = sorted({name for item in paths for name in dependents.get(item, ())})

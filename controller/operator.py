@@ -31,9 +31,9 @@ from controller.clusterstore import WATCHED, ClusterStore
 from controller.locking import AgentLock
 from controller.posting import Poster
 from controller.resources import GROUP, VERSION, kinds
+from controller.retrying import backoff
 from controller.secrets import ClusterSecrets
 from controller.store import Store
-from controller.workers import backoff
 
 log = logging.getLogger(__name__)
 

@@ -51,6 +51,7 @@ class Action:
     :param reason: why, in one sentence.
     :param destroys: what will be lost, by name; empty where nothing is.
     :param commands: host commands it would run; empty where it needs none.
+    :param long: whether it takes so long that nothing else should wait for it.
     """
 
     verb: Verb
@@ -60,6 +61,7 @@ class Action:
     impact: Impact
     destroys: tuple[str, ...] = ()
     commands: tuple[tuple[str, ...], ...] = ()
+    long: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +141,8 @@ class _Draft:
                 impact=impact,
                 destroys=tuple(destroys),
                 commands=commands,
+                long=self.volume is not None
+                and self.backend.takes_long(verb, self.pool, self.volume),
             )
         )
 

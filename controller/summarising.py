@@ -23,10 +23,12 @@ from backends.spec import (
     Permissions,
     PoolState,
     PoolStatus,
+    Progress,
     StatusBase,
     VolumeCounts,
     VolumeStatus,
 )
+from controller.jobs import Job, percent
 from controller.planning import Plan
 from controller.resources import REQUESTED_AT, AnyResource
 
@@ -273,12 +275,14 @@ def volume_status(
     failures: Sequence[errors.StorageError],
     readable: bool,
     suspended: bool,
+    job: Job | None = None,
     now: str,
 ) -> VolumeStatus:
     """The status of a volume after a look at its pool.
 
     :param readable: whether the pool could be read; if not, the last known figures stay.
     :param suspended: whether the volume or its pool is.
+    :param job: what works on it now.
     """
     former: VolumeStatus = resource.status
     path = facts.path if facts else former.path
@@ -298,7 +302,19 @@ def volume_status(
         conditions=conditions(former.conditions, aspects, generation=generation, now=now),
         last_handled_request=resource.metadata.annotations.get(REQUESTED_AT),
         drift=plan.drift,
+        progress=progress_of(job) if job is not None else None,
         **figures,
+    )
+
+
+def progress_of(job: Job) -> Progress:
+    """The progress of a job as it was last reported."""
+    done = job.published
+    return Progress(
+        operation=job.task.verb,
+        percent=percent(done),
+        bytes_done=done.done,
+        bytes_total=done.total or None,
     )
 
 

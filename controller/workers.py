@@ -10,20 +10,12 @@ from collections.abc import Callable, Iterable
 
 from backends import errors
 from controller.engine import Outcome
+from controller.retrying import backoff
 
 log = logging.getLogger(__name__)
 
-FIRST_RETRY = 1.0
-"""Seconds until a failed pass is tried again; doubled each time up to ``LAST_RETRY``."""
-
-LAST_RETRY = 60.0
 JITTER = 0.1
 """Part of a delay by which it is drawn longer or shorter, so that pools spread out."""
-
-
-def backoff(failures: int) -> float:
-    """Seconds to wait after so many failures in a row, without jitter."""
-    return float(min(LAST_RETRY, FIRST_RETRY * 2 ** (max(failures, 1) - 1)))
 
 
 class Worker:
@@ -43,12 +35,18 @@ class Worker:
         self._reconcile = reconcile
         self._acted = acted
         self._wake = threading.Event()
+        self._anew = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"pool {name}", daemon=True)
         self._thread.start()
 
     def wake(self) -> None:
         """Look at the pool now, and begin counting failures anew."""
+        self._anew = True
+        self._wake.set()
+
+    def nudge(self) -> None:
+        """Look at the pool now."""
         self._wake.set()
 
     def stop(self) -> None:
@@ -68,6 +66,8 @@ class Worker:
         failures = 0
         while not self._stop.is_set():
             self._wake.clear()
+            if self._anew:
+                failures, self._anew = 0, False
             outcome = self._pass()
             if outcome is None or outcome.retry:
                 failures += 1
@@ -77,8 +77,7 @@ class Worker:
             self.retrying = failures > 0
             if outcome is not None and outcome.acted:
                 self._acted(self.name)
-            if self._wake.wait(delay * random.uniform(1 - JITTER, 1 + JITTER)):  # noqa: S311
-                failures = 0
+            self._wake.wait(delay * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
 
     def _pass(self) -> Outcome | None:
         try:
@@ -113,6 +112,13 @@ class Workers:
                         self._wake_waiting,
                         predecessor=self._ending.pop(name, None),
                     )
+
+    def nudge(self, names: Iterable[str]) -> None:
+        """Have these pools looked at soon, where they have a worker."""
+        with self._lock:
+            for name in names:
+                if name in self._workers:
+                    self._workers[name].nudge()
 
     def keep(self, names: Iterable[str]) -> None:
         """Stop the workers of all other pools."""

@@ -85,6 +85,7 @@ class Keeper:
         for _ in range(passes):
             before = self.recorded()[:-1]
             self.reconcile()
+            assert self.engine.jobs.idle(120)
             if self.recorded()[:-1] == before:
                 return
         raise AssertionError(f"no rest after {passes} passes: {self.told()}")

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from backends import errors
 from backends.base import Progress as Bytes
 from controller.cli.printing import one_line, painted, say
-from controller.engine import Observer
 from controller.planning import Action, Impact
+from controller.steps import Observer
 
 
 @contextlib.contextmanager

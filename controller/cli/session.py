@@ -14,8 +14,9 @@ from backends.base import BackendContext, Secrets
 from backends.host import mounts
 from backends.host.marks import MarkStore
 from controller.cli.printing import say
-from controller.engine import Engine, Observer
+from controller.engine import Engine
 from controller.secrets import FileSecrets
+from controller.steps import Observer
 from controller.store import FILE_NAME, ResourceStore, Store
 
 SYSTEM_STATE = Path("/var/lib/poolkeeper")

@@ -14,12 +14,12 @@ from backends.spec import PoolState
 from controller import summarising
 from controller.cli.printing import say
 from controller.cli.session import Session
-from controller.engine import Observer
 from controller.locking import AgentLock, Holder, Role
 from controller.planning import Action
 from controller.resources import AnyResource, Declared, Key
+from controller.retrying import backoff
+from controller.steps import Observer
 from controller.store import Store
-from controller.workers import backoff
 
 POLL = 0.1
 """Seconds between two looks at what another process does."""
@@ -28,6 +28,9 @@ PASSES = 20
 """Passes over a pool that still acts; after so many it is fighting with somebody."""
 
 POOLS_AT_ONCE = 16
+
+STOP_WITHIN = 20.0
+"""Seconds that jobs have to end in, once the command is interrupted."""
 
 WORKED_ON = frozenset({"StoragePool", "StorageVolume"})
 """Kinds that an engine acts on."""
@@ -162,8 +165,11 @@ class Foreground:
         waiting = concerned
         failures = passes = 0
         while waiting and passes < PASSES:
+            ended = self.engine.jobs.ended(concerned)
             waiting = self._pass(waiting, concerned)
             passes += 1
+            if not waiting and self._wait_for_job(concerned, ended):
+                waiting, passes = concerned, 0
             if waiting or not retry or settled() or deadline.over:
                 continue
             failures += 1
@@ -187,8 +193,17 @@ class Foreground:
                 return {name for name, future in futures.items() if future.result().retry}
             except BaseException:
                 # The threads are waited for on the way out: end the steps that they are at.
-                self.engine.cancel.set()
+                self.engine.stop()
                 raise
+
+    def _wait_for_job(self, pools: set[str], ended: int) -> bool:
+        """Wait until one more job of these pools than ``ended`` has ended; false for none."""
+        try:
+            return self.engine.jobs.wait(pools, ended)
+        except BaseException:
+            self.engine.stop()
+            self.engine.jobs.idle(STOP_WITHIN)
+            raise
 
 
 def wait_until(holds: Callable[[], bool], deadline: Deadline) -> bool:

@@ -12,7 +12,7 @@ import yaml
 
 from backends.host import commands
 from controller import agent as agents
-from controller import workers
+from controller import retrying
 from controller.sources.directory import DirectorySource
 from tests.agent.conftest import wait_until
 from tests.keeper import dir_pool, pool_key, volume, volume_key
@@ -86,7 +86,7 @@ def test_a_pool_that_hangs_holds_up_no_other(site, tmp_path, monkeypatch):
 
 
 def test_a_failed_step_is_tried_again_and_leaves_its_neighbours_alone(site, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "FIRST_RETRY", 0.01)
+    monkeypatch.setattr(retrying, "FIRST_RETRY", 0.01)
     site.backend.failing = {"bad"}
     site.keeper.apply(
         dir_pool("images", tmp_path / "images"),
@@ -102,7 +102,7 @@ def test_a_failed_step_is_tried_again_and_leaves_its_neighbours_alone(site, tmp_
 
 
 def test_pools_that_fail_do_not_spur_each_other_on(site, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "FIRST_RETRY", 600.0)
+    monkeypatch.setattr(retrying, "FIRST_RETRY", 600.0)
     site.backend.failing = {"one", "two"}
     for name in ("one", "two"):
         site.keeper.apply(
@@ -121,7 +121,7 @@ def test_pools_that_fail_do_not_spur_each_other_on(site, tmp_path, monkeypatch):
 
 
 def test_what_waits_for_another_pool_is_woken_by_it(site, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "FIRST_RETRY", 600.0)
+    monkeypatch.setattr(retrying, "FIRST_RETRY", 600.0)
     top = volume(
         "top", "tops", format="qcow2",
         backing_store={"volumeRef": {"name": "base"}, "format": "qcow2"},
@@ -136,7 +136,7 @@ def test_what_waits_for_another_pool_is_woken_by_it(site, tmp_path, monkeypatch)
 
 
 def test_the_later_of_two_pools_gets_its_turn_when_the_first_goes(site, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "FIRST_RETRY", 600.0)
+    monkeypatch.setattr(retrying, "FIRST_RETRY", 600.0)
     site.keeper.apply(dir_pool("first", tmp_path / "images"))
     with site.running():
         wait_until(lambda: site.keeper.truth(pool_key("first"), "Ready") == "True")
@@ -195,4 +195,4 @@ def test_a_directory_of_manifests_is_followed(site, tmp_path):
 
 @pytest.mark.parametrize("failures", range(1, 12))
 def test_the_delay_between_tries_doubles_up_to_a_minute(failures):
-    assert workers.backoff(failures) == min(60.0, 2.0 ** (failures - 1))
+    assert retrying.backoff(failures) == min(60.0, 2.0 ** (failures - 1))

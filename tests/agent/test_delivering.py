@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from backends import errors
-from controller import summarising, workers
+from controller import retrying, summarising
 from controller.codecs import manifests
 from controller.resources import PRUNE
 from controller.sources.base import Snapshot
@@ -176,7 +176,7 @@ def test_what_was_still_being_deleted_is_applied_once_it_has_gone(site, tmp_path
 
 
 def test_a_snapshot_is_taken_over_once_the_store_can_be_written(site, tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "FIRST_RETRY", 0.01)
+    monkeypatch.setattr(retrying, "FIRST_RETRY", 0.01)
     apply = site.store.apply
     failures = [errors.SystemFailure("The disk is full.")] * 3
 

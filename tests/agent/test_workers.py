@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 
-from controller import workers
+from controller import retrying
 from controller.engine import Outcome
 from controller.workers import Workers
 from tests.agent.conftest import PATIENCE, wait_until
@@ -14,7 +14,7 @@ TROUBLED = Outcome(acted=False, retry=True, interval=600)
 
 
 def test_tries_are_further_and_further_apart(monkeypatch):
-    monkeypatch.setattr(workers, "FIRST_RETRY", 0.05)
+    monkeypatch.setattr(retrying, "FIRST_RETRY", 0.05)
     times = []
 
     def reconcile(name):
@@ -31,7 +31,7 @@ def test_tries_are_further_and_further_apart(monkeypatch):
 
 
 def test_a_mistake_in_one_pass_ends_neither_the_worker_nor_the_others(monkeypatch):
-    monkeypatch.setattr(workers, "FIRST_RETRY", 0.01)
+    monkeypatch.setattr(retrying, "FIRST_RETRY", 0.01)
     calls = []
 
     def reconcile(name):

@@ -246,3 +246,12 @@ def test_volumes_of_a_pool_that_is_declared_inactive_rest(poolkeeper, write, poo
     assert poolkeeper("apply", manifest, "--wait", "--timeout", "4m").code == 1
     assert poolkeeper("apply", write("all.yaml", pool(), volume()), "--wait").code == 0
     assert (images / "disk").exists()
+
+
+def test_a_long_step_is_waited_for(poolkeeper, write, pool, volume, images):
+    large = volume("large", capacity="300Mi", preallocation="Full")
+    result = poolkeeper("apply", write("all.yaml", pool(), large, volume("small")))
+    assert result.code == 0, result.err
+    assert (images / "large").stat().st_blocks * 512 >= 300 * 2**20
+    assert result.err.count("CreateVolume") == 2
+    assert poolkeeper("get", "svol", "large", "-o", "json").json["status"].get("progress") is None

@@ -1,0 +1,150 @@
+"""One step at a time: journalled before and after, told of while it goes on, and its event."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from backends import errors
+from backends.base import Backend, Pool, Progress, Verb, Volume, Work
+from controller.planning import Action
+from controller.resources import AnyResource
+from controller.store import EventType, ResourceStore
+
+log = logging.getLogger(__name__)
+
+_DONE = {
+    Verb.BUILD_POOL: ("Built", "Made {place}."),
+    Verb.ADOPT_POOL: ("Adopted", "Took {place} over. {reason}"),
+    Verb.START_POOL: ("Started", "Started {place}."),
+    Verb.STOP_POOL: ("Stopped", "Stopped {place}."),
+    Verb.SET_POOL_PERMISSIONS: ("PermissionsChanged", "Changed {place}. {reason}"),
+    Verb.CLEAN_POOL: ("LeftoversRemoved", "Cleaned {place}. {reason}"),
+    Verb.DELETE_POOL: ("Deleted", "Deleted {place}."),
+    Verb.CREATE_VOLUME: ("Created", "Made {place}. {reason}"),
+    Verb.ADOPT_VOLUME: ("Adopted", "Took {place} over. {reason}"),
+    Verb.GROW_VOLUME: ("Resized", "Resized {place}. {reason}"),
+    Verb.SHRINK_VOLUME: ("Resized", "Resized {place}. {reason}"),
+    Verb.SET_VOLUME_PERMISSIONS: ("PermissionsChanged", "Changed {place}. {reason}"),
+    Verb.DELETE_VOLUME: ("Deleted", "Deleted {place}."),
+}
+"""What the event of a finished step says: its reason, and how its message begins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observer:
+    """Whom to tell while steps go on; the command line draws its progress from this."""
+
+    began: Callable[[Action], None] = lambda action: None
+    moved: Callable[[Action, Progress], None] = lambda action, progress: None
+    ended: Callable[[Action, errors.StorageError | None], None] = lambda action, error: None
+
+
+class Steps:
+    """Carries out actions. Safe to use from several threads."""
+
+    def __init__(self, store: ResourceStore, observer: Observer) -> None:
+        self._store = store
+        self._observer = observer
+
+    def perform(
+        self,
+        action: Action,
+        *,
+        resource: AnyResource,
+        pool: Pool,
+        volume: Volume | None = None,
+        backend: Backend,
+        work: Work,
+    ) -> errors.StorageError | None:
+        """Carry one action out, journalled before and after; the error is returned."""
+        if work.cancel.is_set():
+            return errors.Cancelled(
+                f"{action.verb} on {action.target} was cancelled.", hint="It is looked at anew."
+            )
+        step = self._store.begin_step(
+            resource.key,
+            resource.metadata.uid,
+            str(action.verb),
+            action.target,
+            {"reason": action.reason},
+        )
+        self._observer.began(action)
+
+        def report(progress: Progress) -> None:
+            self._observer.moved(action, progress)
+            work.report(progress)
+
+        problem: errors.StorageError | None = None
+        try:
+            _perform(action.verb, backend, pool, volume, replace(work, report=report))
+        except errors.StorageError as error:
+            problem = error
+        except OSError as error:
+            problem = errors.from_os_error(error, doing=f"{action.verb} on {action.target}")
+        self._store.end_step(step, str(problem) if problem else "")
+        self._observer.ended(action, problem)
+        if problem is None:
+            reason, told = _DONE[action.verb]
+            message = told.format(place=action.place, reason=action.reason)
+            self.tell(resource, "Normal", reason, message)
+        else:
+            level = logging.INFO if isinstance(problem, errors.Cancelled) else logging.WARNING
+            log.log(level, "%s on %s: %s", action.verb, action.target, problem)
+        return problem
+
+    def recover(self) -> None:
+        """Close the journal of an agent that was killed; the next pass looks at everything anew."""
+        for step in self._store.unfinished_steps():
+            log.warning("%s on %s was interrupted and is looked at anew", step.verb, step.target)
+            self._store.end_step(step.id, "interrupted")
+            self._store.record_event(
+                step.key, step.uid, "Warning", "Interrupted", f"{step.verb} was interrupted."
+            )
+
+    def tell(self, resource: AnyResource, type: EventType, reason: str, message: str) -> None:
+        """Record an event of a resource."""
+        self._store.record_event(resource.key, resource.metadata.uid, type, reason, message)
+
+
+def _perform(verb: Verb, backend: Backend, pool: Pool, volume: Volume | None, work: Work) -> None:
+    if volume is None:
+        _POOL_STEPS[verb](backend, pool)
+    else:
+        _VOLUME_STEPS[verb](backend, pool, volume, work)
+
+
+def _build(backend: Backend, pool: Pool) -> None:
+    backend.build(pool, overwrite=pool.spec.build.policy == "Overwrite")
+
+
+def _set_permissions(backend: Backend, pool: Pool) -> None:
+    if pool.spec.target is not None and pool.spec.target.permissions is not None:
+        backend.set_permissions(pool, pool.spec.target.permissions)
+
+
+_POOL_STEPS: dict[Verb, Callable[[Backend, Pool], None]] = {
+    Verb.BUILD_POOL: _build,
+    Verb.ADOPT_POOL: lambda backend, pool: backend.adopt(pool),
+    Verb.START_POOL: lambda backend, pool: backend.start(pool),
+    Verb.STOP_POOL: lambda backend, pool: backend.stop(pool),
+    Verb.SET_POOL_PERMISSIONS: _set_permissions,
+    Verb.CLEAN_POOL: lambda backend, pool: backend.clean(pool),
+    Verb.DELETE_POOL: lambda backend, pool: backend.delete(pool),
+}
+
+_VOLUME_STEPS: dict[Verb, Callable[[Backend, Pool, Volume, Work], None]] = {
+    Verb.CREATE_VOLUME: lambda backend, pool, volume, work: backend.create_volume(
+        pool, volume, work
+    ),
+    Verb.ADOPT_VOLUME: lambda backend, pool, volume, work: backend.adopt_volume(pool, volume),
+    Verb.GROW_VOLUME: lambda backend, pool, volume, work: backend.resize_volume(pool, volume, work),
+    Verb.SHRINK_VOLUME: lambda backend, pool, volume, work: backend.resize_volume(
+        pool, volume, work
+    ),
+    Verb.SET_VOLUME_PERMISSIONS: lambda backend, pool, volume, work: backend.set_volume_permissions(
+        pool, volume
+    ),
+    Verb.DELETE_VOLUME: lambda backend, pool, volume, work: backend.delete_volume(pool, volume),
+}
