@@ -340,25 +340,83 @@ class CloneSource(Model):
     )
 
 
+_Checksum = Annotated[
+    str, Field(max_length=135, pattern=r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$")
+]
+
+
+class HttpAuth(Model):
+    """How we prove ourselves to a web server."""
+
+    rules = (
+        Rule(
+            cel="self.type != 'Basic' || !has(self.secretRef.key)",
+            message="Basic reads the keys username and password of the secret, so a secretRef.key "
+            "can't be given",
+            holds=lambda self: self.type != "Basic" or self.secret_ref.key is None,
+        ),
+    )
+
+    type: Literal["Basic", "Bearer"] = Field(
+        description="Basic: user name and password; Bearer: a token."
+    )
+    secret_ref: SecretRef = Field(
+        description="The secret: keys `username` and `password` for Basic, `token` for Bearer."
+    )
+
+
 class HttpSource(Model):
     """Contents fetched over HTTP."""
 
+    rules = (
+        Rule(
+            cel="(!has(self.auth) && !has(self.caRef)) || self.url.startsWith('https://')",
+            message="auth and caRef need an https address",
+            holds=lambda self: (
+                (self.auth is None and self.ca_ref is None) or self.url.startswith("https://")
+            ),
+        ),
+        Rule(
+            cel="(!has(self.auth) || !has(self.auth.secretRef.namespace)) "
+            "&& (!has(self.caRef) || !has(self.caRef.namespace))",
+            message="secrets of a volume's source are in the volume's own namespace, so a "
+            "namespace can't be given",
+            holds=lambda self: all(
+                item is None or item.namespace is None
+                for item in (self.auth and self.auth.secret_ref, self.ca_ref)
+            ),
+        ),
+    )
+
     url: Text = Field(pattern=r"^https?://", description="Address of the image, http or https.")
-    checksum: (
-        Annotated[
-            str,
-            Field(max_length=135, pattern=r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$"),
-        ]
-        | None
-    ) = Field(None, description="`sha256:HEX` or `sha512:HEX` of the bytes as fetched.")
-    format: FileFormat | None = Field(None, description="Format of the image at the address.")
+    checksum: _Checksum | None = Field(
+        None, description="`sha256:HEX` or `sha512:HEX` of the bytes as fetched."
+    )
+    format: FileFormat | None = Field(
+        None,
+        description="Format of the image, once decompressed; what its header shows if left out.",
+    )
+    auth: HttpAuth | None = Field(
+        None, description="How to prove ourselves; sent to the host of `url` alone."
+    )
+    ca_ref: SecretRef | None = Field(
+        None,
+        description="Certificates to trust for this address in place of the host's, as PEM; key "
+        "`ca.crt` if none is given.",
+    )
 
 
 class FileSource(Model):
     """Contents read from a file of the host."""
 
     path: AbsolutePath = Field(description="Path of the file.")
-    format: FileFormat | None = Field(None, description="Format of the file.")
+    checksum: _Checksum | None = Field(
+        None, description="`sha256:HEX` or `sha512:HEX` of the file's bytes."
+    )
+    format: FileFormat | None = Field(
+        None,
+        description="Format of the image, once decompressed; what its header shows if left out.",
+    )
 
 
 class UploadSource(Model):
@@ -478,8 +536,22 @@ class ImageFeatures(Model):
 class Resize(Model):
     """How a change of capacity is carried out."""
 
+    rules = (
+        Rule(
+            cel="!has(self.allowDataLoss) || !self.allowDataLoss "
+            "|| (has(self.allowShrink) && self.allowShrink)",
+            message="resize.allowDataLoss needs resize.allowShrink",
+            holds=lambda self: not self.allow_data_loss or self.allow_shrink,
+        ),
+    )
+
     allow_shrink: bool = Field(
-        False, description="Allow a capacity below the present one. What lies past it is lost."
+        False,
+        description="Allow a capacity below the present one, as long as no data lies past it and "
+        "no less than the allocation is left.",
+    )
+    allow_data_loss: bool = Field(
+        False, description="Allow it in any case. The data that lies past the capacity is lost."
     )
     allocate: bool = Field(False, description="Allocate the space that is added.")
 

@@ -131,7 +131,7 @@ def test_a_default_below_stands_at_the_parent_too() -> None:
     assert spec["build"]["default"] == {"policy": "IfEmpty"}
     assert spec["refresh"]["default"] == {"interval": "5m"}
     assert crds.model_schema(VolumeSpec)["properties"]["resize"]["default"] == {
-        "allowShrink": False, "allocate": False,
+        "allowDataLoss": False, "allowShrink": False, "allocate": False,
     }  # fmt: skip
 
 
