@@ -154,6 +154,8 @@ class VolumeFacts:
     backing_path: str | None = None
     backing_format: str | None = None
     backing_chain: tuple[Link, ...] = ()
+    granularity: int | None = None
+    """Bytes to which the host rounds this volume's capacity up; None for its format's own."""
     problem: str = ""
     """Why the volume can't be read or used as it is; empty where all is well."""
 

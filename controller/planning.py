@@ -230,7 +230,7 @@ def _plan_backing(
         )
         return False
     if facts.presence is Presence.ABSENT:
-        _plan_build(draft, history, confirmed=confirmed)
+        _plan_build(draft, facts, history, confirmed=confirmed)
         return False
     ours = _ownership(facts.mark, pool.uid, pool.resource, live_marks)
     if ours is not _Owner.NOBODY:
@@ -253,7 +253,7 @@ def _plan_backing(
     return True
 
 
-def _plan_build(draft: _Draft, history: PoolHistory, *, confirmed: bool) -> None:
+def _plan_build(draft: _Draft, facts: PoolFacts, history: PoolHistory, *, confirmed: bool) -> None:
     pool, spec = draft.pool, draft.pool.spec
     place = draft.backend.place(pool)
     if spec.adoption is Adoption.OBSERVE or spec.build.policy is BuildPolicy.NEVER:
@@ -272,8 +272,17 @@ def _plan_build(draft: _Draft, history: PoolHistory, *, confirmed: bool) -> None
                 "build.confirm to the pool's name to begin again.",
             )
         )
+    elif facts.data_found and not confirmed:
+        draft.refusals.append(
+            errors.OverwriteRefused(
+                f"{place} can't be made: {facts.data_found}.",
+                hint="Nothing was changed. Use blank devices, or set build.policy Overwrite and "
+                "build.confirm to the pool's name to destroy what is there.",
+            )
+        )
     elif spec.state is PoolState.ACTIVE:
-        draft.act(Verb.BUILD_POOL, "It is not there.")
+        destroys = [facts.data_found] if facts.data_found else []
+        draft.act(Verb.BUILD_POOL, "It is not there.", destroys=destroys)
 
 
 def _plan_adoption(draft: _Draft, facts: PoolFacts) -> None:
@@ -531,7 +540,7 @@ def _mismatches(draft: _Draft, observed: VolumeFacts) -> list[tuple[str, str, st
         found.append(("format", _shown(volume.format), _shown(shown.format)))
     declared, seen = volume.capacity, observed.capacity
     sized = declared is not None and seen is not None and volume.format != "dir"
-    if sized and not _same_capacity(draft, declared or 0, seen or 0):
+    if sized and not _same_capacity(draft, observed):
         found.append(("capacity", format_quantity(declared or 0), format_quantity(seen or 0)))
     if volume.backing_path is not None and observed.backing_path != volume.backing_path:
         found.append(("backingStore", volume.backing_path, _shown(observed.backing_path)))
@@ -570,7 +579,7 @@ def _plan_capacity(draft: _Draft, observed: VolumeFacts, dependents: Sequence[st
     volume = _volume(draft)
     if volume.capacity is None or observed.capacity is None or volume.format == "dir":
         return
-    if _same_capacity(draft, volume.capacity, observed.capacity):
+    if _same_capacity(draft, observed):
         return
     draft.differ("capacity", format_quantity(volume.capacity), format_quantity(observed.capacity))
     told = f"{format_quantity(observed.capacity)} to {format_quantity(volume.capacity)}"
@@ -650,9 +659,12 @@ def _shown_format(observed: VolumeFacts) -> VolumeFacts:
     return replace(observed, format=observed.header_format or observed.format)
 
 
-def _same_capacity(draft: _Draft, declared: int, observed: int) -> bool:
-    """Whether the host may have made the one of the other by rounding up."""
-    return declared <= observed < declared + draft.backend.granularity(_volume(draft).format)
+def _same_capacity(draft: _Draft, observed: VolumeFacts) -> bool:
+    """Whether the host may have made the declared capacity into this one by rounding up."""
+    volume = _volume(draft)
+    declared, seen = volume.capacity or 0, observed.capacity or 0
+    step = observed.granularity or draft.backend.granularity(volume.format)
+    return declared <= seen < declared + step
 
 
 def _plan_permissions(

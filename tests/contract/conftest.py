@@ -1,4 +1,4 @@
-"""A keeper, and a place for a pool of each type that has a backend."""
+"""A keeper, a place for a pool of each type that has a backend, and the table of what was seen."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.pools import POOLS, PoolUnderTest
+from tests.contract import table
+from tests.contract.candidate import PoolUnderTest, all_candidates
 from tests.keeper import Keeper
+from tests.lab import spare
+
+CANDIDATES = all_candidates()
+OUTCOMES = pytest.StashKey[table.Outcomes]()
 
 
 @pytest.fixture
@@ -18,11 +23,52 @@ def keeper(tmp_path: Path) -> Iterator[Keeper]:
     made.store.close()
 
 
-@pytest.fixture(params=sorted(POOLS))
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.lab] if candidate.lab else [])
+        for name, candidate in sorted(CANDIDATES.items())
+    ]
+)
 def place(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> PoolUnderTest:
+) -> Iterator[PoolUnderTest]:
     """A place for a pool; its figures stand still, though others use the disk meanwhile."""
-    made = POOLS[request.param](tmp_path)
+    candidate = CANDIDATES[request.param]
+    if candidate.lab and not spare.IN_GUEST and not spare.NAMED:
+        pytest.skip(spare.WHERE)
+    spares = spare.Spares(tmp_path)
+    made = candidate(tmp_path, spares)
     made.hold_figures(monkeypatch)
-    return made
+    yield made
+    made.close()
+    spares.close()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "operation(name): the row of the contract's table")
+    config.stash[OUTCOMES] = {}
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    marker = item.get_closest_marker("operation")
+    callspec = getattr(item, "callspec", None)
+    if marker is None or call.when != "call" or callspec is None:
+        return
+    name = callspec.params["place"]
+    outcome = "passed" if call.excinfo is None else "failed"
+    if call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception):
+        outcome = "skipped"
+    elif outcome == "passed" and item.funcargs["place"].refusal_seen:
+        outcome = "refused"
+    table.merge(item.config.stash[OUTCOMES], name, marker.args[0], outcome)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    outcomes = config.stash[OUTCOMES]
+    if not spare.IN_GUEST or not outcomes:
+        return
+    terminalreporter.section("contract")
+    for line in table.render(outcomes):
+        terminalreporter.write_line(line)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from backends.host import mounts
 from backends.sizes import KIB, MIB
-from tests.contract.pools import DirUnderTest
+from tests.contract.candidates.dir import Candidate
 from tests.keeper import Keeper, image_info, marked, volume, volume_key
+from tests.lab.spare import Spares
 
 FORMATS_OF_QEMU = {"raw": "raw", "iso": "raw", "vhd": "vpc"}
 """What qemu-img calls a format that has another name here."""
@@ -124,7 +125,7 @@ class Ground:
     def __init__(self):
         self.root = Path(tempfile.mkdtemp(prefix="volumes-"))
         self.keeper = Keeper(self.root / "state")
-        self.place = DirUnderTest(self.root)
+        self.place = Candidate(self.root, Spares(self.root))
         self.numbers = itertools.count()
         self.keeper.apply(self.place.declaration("images"))
         self.keeper.reconcile()

@@ -10,10 +10,8 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
 import pytest
@@ -26,18 +24,8 @@ from controller.engine import Engine
 from controller.resources import Key
 from controller.store import Store
 from controller.summarising import ready
+from tests import killing
 
-EFFECTS = frozenset(
-    {
-        "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.setxattr",
-        "os.removexattr", "os.chmod", "os.chown", "os.link", "subprocess.Popen",
-        "ctypes.call_function",
-    }
-)  # fmt: skip
-STORE_WRITES = (
-    "begin_step", "end_step", "write_status", "add_finalizer", "remove_finalizer", "record_event",
-    "request_deletion",
-)  # fmt: skip
 VOLUME = Key("StorageVolume", "default", "disk")
 
 
@@ -90,19 +78,7 @@ class Host:
 
     def run_agent(self, finished, *, kill_before=0):
         """Run an agent until ``finished(store)``; the signal that ended it, or 0."""
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                _agent(self.state, finished, kill_before)
-                code = 0
-            except BaseException:
-                traceback.print_exc(file=sys.__stderr__)
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
-        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        return killing.ended_by(lambda: _agent(self.state, finished, kill_before))
 
     def names(self):
         return sorted(os.listdir(self.pool)) if self.pool.exists() else []
@@ -111,7 +87,7 @@ class Host:
 def _agent(state, finished, kill_before):
     store = Store(state)
     if kill_before:
-        _kill_before(kill_before)
+        killing.kill_before(kill_before)
     context = BackendContext(marks=MarkStore(state))
     engine = Engine(store, context, node="here", boot="boot-1")
     stop = threading.Event()
@@ -125,37 +101,6 @@ def _agent(state, finished, kill_before):
     threading.Thread(target=watch, daemon=True).start()
     assert Agent(store, engine).run(stop)
     assert finished(store), "the agent did not converge"
-
-
-def _kill_before(number):
-    lock = threading.Lock()
-    count = 0
-
-    def effect():
-        nonlocal count
-        with lock:
-            count += 1
-            if count == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    def hook(event, arguments):
-        writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_ACCMODE
-        if event in EFFECTS or writing:
-            effect()
-
-    for name in STORE_WRITES:
-        setattr(Store, name, _before_and_after(getattr(Store, name), effect))
-    sys.addaudithook(hook)
-
-
-def _before_and_after(method, effect):
-    def wrapped(*args, **kwargs):
-        effect()
-        result = method(*args, **kwargs)
-        effect()
-        return result
-
-    return wrapped
 
 
 def ready_now(store):

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs the tests marked "lab" in a User-Mode Linux guest with a kernel that has device mapper, SCSI,
 # iSCSI, NFS and more: prepares the guest's root file system if need be, boots, runs pytest inside,
-# and ends with its exit status. Arguments go to pytest; without any, all of tests/lab runs.
+# and ends with its exit status. Arguments go to pytest; without any, all of tests/lab and tests/contract runs.
 #
 #   sh tests/lab/run.sh
 #   sh tests/lab/run.sh tests/lab/test_logical.py -k snapshot
@@ -25,7 +25,7 @@ rm -f "$output/status" "$output/junit.xml" "$output/kernel.log" "$output/console
 case " $* " in
 *" --shell "*) ;;
 *" tests/"*) set -- -m lab "$@" ;;
-*) set -- -m lab tests/lab "$@" ;;
+*) set -- -m lab tests/lab tests/contract "$@" ;;
 esac
 printf '%s\0' "$@" >"$output/arguments"
 echo "${prepared##* }" >"$output/python"

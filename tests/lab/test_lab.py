@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.lab import spare
+from tests.lab.cable import Cable
 from tests.lab.spare import MIB, Spares, found_on, run
 from tests.lab.traps import Trap
 
@@ -61,3 +64,15 @@ def test_a_trap_is_seen_and_watched(trap: Trap) -> None:
         file.write(b"overwritten")
     with pytest.raises(AssertionError, match="written to"):
         trap.assert_untouched()
+
+
+def test_a_cut_cable_fails_and_a_mended_one_has_all_data(device: Spares) -> None:
+    cable = Cable(device, 16 * MIB)
+    cable.device.write_bytes(b"kept" * 1024)
+    cable.cut()
+    fd = os.open(cable.device, os.O_RDONLY | os.O_DIRECT)
+    with pytest.raises(OSError, match="Input/output"), mmap.mmap(-1, 4096) as page:
+        os.readv(fd, [page])
+    os.close(fd)
+    cable.mend()
+    assert cable.device.open("rb").read(4) == b"kept"

@@ -53,6 +53,18 @@ def test_a_confirmed_overwrite_makes_it_anew_once_per_generation(scene):
     assert planned(scene, pool, ABSENT, scene.history()).refusals
 
 
+def test_a_pool_is_not_built_over_what_a_probe_finds(scene):
+    facts = PoolFacts(presence=Presence.ABSENT, data_found="/dev/sdx holds an ext4 file system")
+    plan = planned(scene, scene.pool(), facts, scene.fresh())
+    assert isinstance(plan.refusals[0], errors.OverwriteRefused)
+    assert "/dev/sdx holds an ext4 file system" in str(plan.refusals[0])
+    assert not plan.actions
+    pool = scene.pool(build={"policy": "Overwrite", "confirm": "images"})
+    build = planned(scene, pool, facts, scene.history(generation=2)).actions[0]
+    assert (build.verb, build.impact) == (Verb.BUILD_POOL, Impact.DESTRUCTIVE)
+    assert build.destroys == ("/dev/sdx holds an ext4 file system",)
+
+
 def test_an_overwrite_confirmed_with_another_name_is_refused(scene):
     pool = scene.pool(build={"policy": "Overwrite", "confirm": "imagse"})
     plan = planned(scene, pool, ABSENT, scene.fresh())

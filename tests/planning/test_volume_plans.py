@@ -196,3 +196,10 @@ def test_an_overlay_without_a_capacity_is_shown_with_its_backing_images(scene):
     )
     (command,) = planned(scene, volume, scene.facts()).actions[0].commands
     assert command[-1] == "SIZE-OF-BACKING-IMAGE"
+
+
+@pytest.mark.parametrize(("declared", "same"), [("1Gi", True), ("1023Mi", True), ("1020Mi", False)])
+def test_a_capacity_within_the_granularity_of_the_volume_is_the_declared_one(scene, declared, same):
+    found = scene.disk(capacity=2**30, granularity=4 * 2**20)
+    plan = planned(scene, scene.volume(capacity=declared), scene.facts(found))
+    assert plan.empty == same
