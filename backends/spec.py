@@ -924,7 +924,9 @@ class PoolTypeSupport(Model):
 
     type: Text = Field(description="The pool type.")
     supported: bool = Field(description="Whether it can be served.")
-    reason: Text | None = Field(None, description="What is missing where it can't.")
+    reason: Annotated[str, Field(max_length=4096)] | None = Field(
+        None, description="What is missing where it can't."
+    )
     formats: tuple[Text, ...] = Field((), max_length=64, description="Volume formats it can make.")
 
 
@@ -939,7 +941,12 @@ class DiscoveredSource(Model):
     """Storage that a pool could stand on."""
 
     type: Text = Field(description="Pool type.")
-    source: Annotated[str, Field(max_length=4096)] = Field(description="Where it is.")
+    server: Annotated[str, Field(max_length=1040)] | None = Field(
+        None, description="Server that told of it, as NAME or NAME:PORT; unset for the node itself."
+    )
+    source: Annotated[str, Field(max_length=4096)] = Field(
+        description="What a pool's spec has under the type's name, as JSON."
+    )
 
 
 class NodeStatus(StatusBase):
@@ -948,13 +955,17 @@ class NodeStatus(StatusBase):
     boot_id: Annotated[str | None, Field(max_length=64)] = Field(
         None, alias="bootID", description="Boot of the host."
     )
+    agent_version: Text | None = Field(None, description="Release of the agent.")
     heartbeat_time: Annotated[str | None, Field(max_length=32)] = Field(
         None, description="When the agent last reported."
     )
+    serves: Text | None = Field(None, description="Pool types that can be served, for people.")
     pool_types: tuple[PoolTypeSupport, ...] = Field(
         (), max_length=64, description="Pool types that the host can serve, and why not others."
     )
-    tools: tuple[ToolVersion, ...] = Field((), max_length=64, description="Programs of the host.")
+    tools: tuple[ToolVersion, ...] = Field((), max_length=256, description="Programs of the host.")
     sources: tuple[DiscoveredSource, ...] = Field(
-        (), max_length=256, description="Sources that were found."
+        (),
+        max_length=256,
+        description="Sources that were found. Those of a server that does not answer stay.",
     )

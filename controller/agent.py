@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from backends import errors
 from controller.engine import Engine
+from controller.nodes import NodeReporter, node_key
 from controller.notifying import notify
 from controller.resources import Declared, Key
 from controller.retrying import backoff
@@ -35,6 +36,7 @@ STOP_WITHIN = 20.0
 class Agent:
     """Follows sources and keeps the pools of this node.
 
+    :param reporter: tells what this node can serve; None where nobody is told.
     :param pruning: how much may be pruned at once; None for no pruning.
     """
 
@@ -44,11 +46,13 @@ class Agent:
         engine: Engine,
         sources: Sequence[Source] = (),
         *,
+        reporter: NodeReporter | None = None,
         pruning: Threshold | None = None,
     ) -> None:
         self._store = store
         self._engine = engine
         self._sources = sources
+        self._reporter = reporter
         self._pruning = pruning
         self._workers = Workers(engine.reconcile)
         engine.jobs.wake = self._workers.nudge
@@ -73,6 +77,8 @@ class Agent:
         ]
         for follower in followers:
             follower.start()
+        if self._reporter is not None:
+            self._reporter.start()
         _tell_manager("READY=1")
         log.info("keeping the pools of node %s", self._engine.node)
         revision = -1
@@ -90,6 +96,8 @@ class Agent:
         busy = self._workers.stop(STOP_WITHIN)
         if not self._engine.jobs.idle(deadline - time.monotonic()):
             busy += [item.task.pool for item in self._engine.jobs.snapshot()]
+        if self._reporter is not None:
+            self._reporter.stop(1.0)
         for follower in followers:
             follower.join(1.0)
         for name in busy:
@@ -229,6 +237,8 @@ def _tell_manager(state: str) -> None:
 
 def _elsewhere(declared: Declared, pools: set[str], node: str) -> bool:
     """Whether another node keeps it, or one of these pools of other nodes holds it."""
+    if declared.kind.name == "StorageNode":
+        return declared.key != node_key(node)
     if declared.kind.name == "StoragePool":
         return declared.metadata.name in pools
     reference = getattr(declared.spec, "pool_ref", None)

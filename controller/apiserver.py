@@ -171,6 +171,15 @@ class ApiServer:
         arguments: dict[str, Any] = {**_named(key), "obj": wanted, "patch_type": PatchType.APPLY}
         return self._plain(f"apply {key}", lambda: self._client.patch(_class(key), **arguments))
 
+    def create(self, key: Key, wanted: Object) -> Object:
+        """Make an object; the object as it is then.
+
+        :raises errors.Conflict: there is one of that name.
+        """
+        arguments: dict[str, Any] = {"namespace": key.namespace} if key.namespace else {}
+        made = _class(key)(wanted)
+        return self._plain(f"make {key}", lambda: self._client.create(made, **arguments))
+
     def delete(self, key: Key) -> bool:
         """Ask for deletion; whether there was such an object."""
         arguments = _named(key)

@@ -12,6 +12,7 @@ from controller.apiserver import ApiServer
 from controller.binding import Binder
 from controller.clusterstore import ClusterStore
 from controller.engine import Engine
+from controller.nodes import NodeReporter
 from controller.posting import Poster
 from controller.retrying import backoff
 from controller.workers import Workers
@@ -46,6 +47,7 @@ class ClusterAgent:
         store: ClusterStore,
         engine: Engine,
         poster: Poster,
+        reporter: NodeReporter,
         *,
         stop: threading.Event,
     ) -> None:
@@ -54,6 +56,7 @@ class ClusterAgent:
         self._store = store
         self._engine = engine
         self._poster = poster
+        self._reporter = reporter
         self._stop = stop
         self._workers = Workers(engine.reconcile)
         engine.jobs.wake = self._workers.nudge
@@ -65,6 +68,7 @@ class ClusterAgent:
         """Begin; pools are worked on once everything declared is known."""
         self._engine.recover()
         self._poster.start()
+        self._reporter.start()
         self._thread.start()
 
     def stop(self) -> bool:
@@ -80,6 +84,7 @@ class ClusterAgent:
             busy += [item.task.pool for item in self._engine.jobs.snapshot()]
         for name in busy:
             log.error("pool %s did not end its step in time", name)
+        self._reporter.stop(POST_WITHIN)
         self._poster.stop(POST_WITHIN)
         self._server.close()
         return not busy

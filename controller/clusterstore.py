@@ -117,7 +117,7 @@ class ClusterStore:
                 self._forget(uid, version)
             return
         try:
-            resource = _parse(kind, found)
+            resource = parse(kind, found)
         except errors.InvalidSpec as error:
             log.error("%s", error)
             return
@@ -173,7 +173,7 @@ class ClusterStore:
         if entry is not None:
             return entry.resource
         found = self._server.get(key)
-        return _parse(kinds()[key.kind], found) if found else None
+        return parse(kinds()[key.kind], found) if found else None
 
     def keeps(self, key: Key) -> bool:
         """Whether this node keeps the resource, and it is to stay."""
@@ -225,7 +225,7 @@ class ClusterStore:
         known = self._entries.get(declared.key)
         found = self._server.apply(declared.key, wanted)
         self.observe(declared.kind, found)
-        resource = _parse(declared.kind, found)
+        resource = parse(declared.kind, found)
         outcome: Outcome = "created"
         if known is not None:
             same = _version(known.resource) == _version(resource)
@@ -248,9 +248,9 @@ class ClusterStore:
             return False
         if generation not in (None, entry.resource.metadata.generation):
             return False
-        patch = [_test("uid", uid)]
+        patch = [tested("uid", uid)]
         if generation is not None:
-            patch.append(_test("generation", generation))
+            patch.append(tested("generation", generation))
         patch.append({"op": "add", "path": "/status", "value": wanted})
         return self._write(key, patch, uid=uid, status=True)
 
@@ -304,8 +304,8 @@ class ClusterStore:
     def _write_finalizers(self, entry: _Entry, finalizers: tuple[str, ...]) -> bool:
         metadata = entry.resource.metadata
         patch = [
-            _test("uid", metadata.uid),
-            _test("resourceVersion", metadata.resource_version),
+            tested("uid", metadata.uid),
+            tested("resourceVersion", metadata.resource_version),
             {"op": "add", "path": "/metadata/finalizers", "value": [*finalizers]},
         ]
         return self._write(entry.resource.key, patch, uid=metadata.uid)
@@ -315,8 +315,8 @@ class ClusterStore:
         metadata = found["metadata"]
         key = Key(kind.name, metadata.get("namespace", ""), metadata["name"])
         patch: JsonPatch = [
-            _test("uid", metadata["uid"]),
-            _test("resourceVersion", metadata["resourceVersion"]),
+            tested("uid", metadata["uid"]),
+            tested("resourceVersion", metadata["resourceVersion"]),
             {"op": "add", "path": "/spec/nodeName", "value": self.node},
         ]
         try:
@@ -385,7 +385,11 @@ class ClusterStore:
         self._local.set_runtime(uid, data)
 
 
-def _parse(kind: Kind, found: Object) -> AnyResource:
+def parse(kind: Kind, found: Object) -> AnyResource:
+    """An object of the server as a resource.
+
+    :raises errors.InvalidSpec: this release can't read it.
+    """
     try:
         return Resource(
             kind=kind,
@@ -427,7 +431,8 @@ def _number(version: str) -> int:
     return int(version)
 
 
-def _test(field: str, value: object) -> dict[str, Any]:
+def tested(field: str, value: object) -> dict[str, Any]:
+    """The step of a patch without which it does not hold: a field of the metadata is as read."""
     return {"op": "test", "path": f"/metadata/{field}", "value": value}
 
 

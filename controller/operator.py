@@ -5,7 +5,8 @@ date; the agent's workers do the rest. So kopf sets no finalizer and no annotati
 depends on an event having been seen.
 
 Run by ``poolkeeper operator``, or by ``kopf run --standalone -A -m controller.operator``. Settings
-of the latter are in the environment: ``NODE_NAMES`` and ``POOLKEEPER_STATE_DIR``.
+of the latter are in the environment: ``NODE_NAMES``, ``NODE_SETTINGS`` and
+``POOLKEEPER_STATE_DIR``.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from typing import Any
 import kopf
 
 from backends import errors
+from backends.schema import duration_seconds
 from controller.apiserver import ApiServer
 from controller.cli.session import Session, session
 from controller.clusteragent import ClusterAgent
+from controller.clusternode import ServedNode
 from controller.clusterstore import WATCHED, ClusterStore
 from controller.locking import AgentLock
+from controller.nodes import DEFAULT, NodeReporter, NodeSettings
 from controller.posting import Poster
 from controller.resources import GROUP, VERSION, kinds
 from controller.retrying import backoff
@@ -39,6 +43,9 @@ log = logging.getLogger(__name__)
 
 NODE_NAMES = ("POOLKEEPER_NODE_NAME", "NODE_NAME")
 """Variables of which the first that is set names the node; a DaemonSet fills in the latter."""
+
+NODE_SETTINGS = {"heartbeat": "POOLKEEPER_HEARTBEAT", "silence": "POOLKEEPER_SILENCE"}
+"""Variables of ``NodeSettings``, with units: ``30s``."""
 
 SERVER_TIMEOUT = 300
 """Seconds after which the server ends a watch, so that one that was cut in silence ends too."""
@@ -57,8 +64,9 @@ _POOLS, _VOLUMES = (kinds()[name] for name in WATCHED)
 class Operator:
     """What the handlers share: the state directory's lock, the store, and the agent."""
 
-    def __init__(self, chosen: Session) -> None:
+    def __init__(self, chosen: Session, nodes: NodeSettings) -> None:
         self.node = chosen.node
+        self._nodes = nodes
         self.store: ClusterStore | None = None
         self.agent: ClusterAgent | None = None
         self._session = chosen
@@ -77,8 +85,15 @@ class Operator:
         poster = Poster(server, node=self.node)
         self._local = Store(self._session.state)
         self.store = ClusterStore(server, self._local, poster, node=self.node)
-        engine = self._session.engine(self.store, secrets=ClusterSecrets(server))
-        self.agent = ClusterAgent(server, self.store, engine, poster, stop=stop)
+        secrets = ClusterSecrets(server)
+        engine = self._session.engine(self.store, secrets=secrets)
+        reporter = NodeReporter(
+            ServedNode(server, node=self.node),
+            self._session.context(secrets),
+            boot=engine.boot,
+            heartbeat=self._nodes.heartbeat,
+        )
+        self.agent = ClusterAgent(server, self.store, engine, poster, reporter, stop=stop)
         self.agent.start()
 
     def _acquire(self) -> None:
@@ -109,7 +124,7 @@ class _Backoffs:
         return itertools.chain((0.5, 1, 2, 5, 10), itertools.repeat(LONGEST_BACKOFF))
 
 
-def run(chosen: Session, *, liveness: str = "") -> bool:
+def run(chosen: Session, *, liveness: str = "", nodes: NodeSettings = DEFAULT) -> bool:
     """Run until SIGTERM or SIGINT; false where a step did not end in time.
 
     kopf ends where a watch is answered by an error, as by a server that has started and does not
@@ -119,7 +134,7 @@ def run(chosen: Session, *, liveness: str = "") -> bool:
         ``http://0.0.0.0:8080/healthz``.
     :raises errors.StorageError: where the work can't begin.
     """
-    operator = Operator(chosen)
+    operator = Operator(chosen, nodes)
     operator.start()
     failures = 0
     try:
@@ -157,10 +172,25 @@ async def begin(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     if "operator" not in memo:
         state = os.environ.get("POOLKEEPER_STATE_DIR")
         named = next((os.environ[name] for name in NODE_NAMES if os.environ.get(name)), "")
-        operator = Operator(session(Path(state) if state else None, named))
+        operator = Operator(session(Path(state) if state else None, named), _node_settings())
         await asyncio.to_thread(operator.start)
         memo.operator = memo.started = operator
     _configure(settings, memo.operator.node)
+
+
+def _node_settings() -> NodeSettings:
+    """Those of the environment, for who runs this by kopf.
+
+    :raises errors.InvalidSpec: they contradict each other.
+    """
+    given = {
+        name: duration_seconds(os.environ[variable])
+        for name, variable in NODE_SETTINGS.items()
+        if os.environ.get(variable)
+    }
+    settings = NodeSettings(**given)
+    settings.check()
+    return settings
 
 
 def _configure(settings: kopf.OperatorSettings, node: str) -> None:

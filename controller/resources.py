@@ -142,7 +142,10 @@ def kinds() -> dict[str, Kind]:
             status=NodeStatus,
             description="A host and what it can serve.",
             columns=(
+                Column(name="Serves", path=".status.serves"),
                 Column(name="Heartbeat", path=".status.heartbeatTime", type="date"),
+                Column(name="Version", path=".status.agentVersion", wide=True),
+                Column(name="Boot", path=".status.bootID", wide=True),
                 *_TAIL,
             ),
         ),

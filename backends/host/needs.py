@@ -65,12 +65,40 @@ def _missing(needs: Needs) -> Iterator[str]:
             yield f"The kernel has no module {module}. Load or install it."
 
 
+def signature() -> tuple[object, ...]:
+    """Changes when a program, file system or module may have come or gone; nothing is run."""
+    return (
+        tuple(_changed_at(directory) for directory in commands.SEARCH_PATH.split(":")),
+        _text(_FILESYSTEMS),
+        _entries(_MODULES),
+        _entries(_LOADABLE / os.uname().release),
+    )
+
+
+def _changed_at(directory: str) -> int:
+    try:
+        return os.stat(directory).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _entries(directory: pathlib.Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(directory))
+    except OSError:
+        return frozenset()
+
+
 def has_filesystem(name: str) -> bool:
     """Whether the kernel can mount file systems of that type, or load the module to do so."""
-    try:
-        known = {line.split("\t")[-1] for line in _FILESYSTEMS.read_text().splitlines()}
-    except OSError:
-        known = set()
+    known = {line.split("\t")[-1] for line in _text(_FILESYSTEMS).splitlines()}
     return name in known or has_module(name)
 
 
@@ -80,14 +108,11 @@ def has_module(name: str) -> bool:
     if (_MODULES / wanted).is_dir():
         return True
     directory = _LOADABLE / os.uname().release
-    for listed in _LISTS:
-        try:
-            text = (directory / listed).read_text()
-        except OSError:
-            continue
-        if any(found.replace("-", "_") == wanted for found in _NAME.findall(_first_words(text))):
-            return True
-    return False
+    return any(
+        found.replace("-", "_") == wanted
+        for listed in _LISTS
+        for found in _NAME.findall(_first_words(_text(directory / listed)))
+    )
 
 
 def _first_words(text: str) -> str:

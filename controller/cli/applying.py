@@ -45,6 +45,9 @@ _COLOURS = {
     Verdict.RESTING: "",
 }
 
+_SEEN_BY = {"StorageNode": "the agent of that node looks at it with its next report"}
+"""Who acts on kinds that no pass over a pool concerns."""
+
 
 @dataclass(slots=True)
 class _Job:
@@ -109,7 +112,8 @@ def _write(session: Session, store: Store, snapshot: Snapshot) -> _Job:
             continue
         put(f"{reference(declared.key)} {applied.outcome}")
         if declared.kind.name not in WORKED_ON:
-            say(f"{reference(declared.key)} is stored; this release does not act on it.")
+            who = _SEEN_BY.get(declared.kind.name, "this release does not act on it")
+            say(f"{reference(declared.key)} is stored; {who}.")
         elif pool_of(declared) in foreign:
             say(f"{reference(declared.key)} is stored; another node keeps its pool.")
         else:

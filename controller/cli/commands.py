@@ -573,6 +573,7 @@ def run(
 
 @app.command()
 def operator(
+    *,
     liveness: Annotated[
         str,
         typer.Option(
@@ -582,6 +583,26 @@ def operator(
             help="Answer that the process lives, such as at http://0.0.0.0:8080/healthz.",
         ),
     ] = "",
+    heartbeat: Annotated[
+        float,
+        typer.Option(
+            "--heartbeat",
+            envvar="POOLKEEPER_HEARTBEAT",
+            parser=options.seconds,
+            metavar="TIME",
+            help="Between two reports that the node is there.",
+        ),
+    ] = "30s",  # type: ignore[assignment] # goes through the parser
+    silence: Annotated[
+        float,
+        typer.Option(
+            "--silence",
+            envvar="POOLKEEPER_SILENCE",
+            parser=options.seconds,
+            metavar="TIME",
+            help="Without a report, after which a node counts as silent. The same on all nodes.",
+        ),
+    ] = "120s",  # type: ignore[assignment] # goes through the parser
     log_level: Annotated[LogLevel, typer.Option("--log-level", help="What is logged.")] = (
         LogLevel.INFO
     ),
@@ -607,7 +628,11 @@ def operator(
       poolkeeper operator --node-name hv-01 --liveness http://127.0.0.1:8080/healthz
     """
     from controller.cli import operating
+    from controller.nodes import NodeSettings
 
     return operating.operate(
-        _session(state_dir, node_name), liveness=liveness, level=log_level.value
+        _session(state_dir, node_name),
+        liveness=liveness,
+        nodes=NodeSettings(heartbeat=heartbeat, silence=silence),
+        level=log_level.value,
     )

@@ -19,6 +19,7 @@ from controller.cli.printing import clean, say
 from controller.cli.session import Session
 from controller.cli.working import Deadline, take_over
 from controller.locking import AgentLock
+from controller.nodes import DEFAULT, NodeReporter, StoredNode
 from controller.sources.base import Source
 from controller.sources.directory import DirectorySource
 from controller.sources.git import git_source
@@ -64,7 +65,14 @@ def run(
         if not _acquire(lock):
             return 1
         with session.store() as store:
-            agent = Agent(store, session.engine(store), sources, pruning=pruning)
+            engine = session.engine(store)
+            reporter = NodeReporter(
+                StoredNode(store, node=session.node),
+                session.context(),
+                boot=engine.boot,
+                heartbeat=DEFAULT.heartbeat,
+            )
+            agent = Agent(store, engine, sources, reporter=reporter, pruning=pruning)
             ended = agent.run(stop)
             if not ended:
                 # A thread is stuck in the kernel; leaving in the ordinary way would wait for it.

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from controller import crds
+from tests.cluster.sites import Site, open_site
 
 STARTUP_SECONDS = 120
 
@@ -148,3 +149,17 @@ def install(found: Cluster, directory: Path) -> None:
         "wait", "--for=condition=Established", "--timeout=60s", "--filename", str(directory)
     )
     assert established.returncode == 0, established.stderr
+
+
+@pytest.fixture
+def site(cluster: Any, tmp_path: Path) -> Iterator[Site]:
+    """A cluster that is shared with other tests."""
+    with open_site(cluster, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def own_site(server: Any, tmp_path: Path) -> Iterator[Site]:
+    """A cluster whose API server the test may kill."""
+    with open_site(server.cluster, tmp_path) as made:
+        yield made

@@ -4,213 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from controller.resources import FINALIZER, GROUP
+from tests.cluster.sites import Site, address, until
 
 pytestmark = pytest.mark.cluster
-
-PATIENCE = 60
-"""Seconds for what takes a fraction of one; a machine may be busy."""
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-MODULE = (sys.executable, "-m", "controller.cli.main", "operator")
-
-
-@dataclass
-class Operator:
-    """``poolkeeper operator`` for one node, with a state directory of its own."""
-
-    node: str
-    kubeconfig: Path
-    state: Path
-    command: tuple[str, ...] = MODULE
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def log(self) -> str:
-        return (self.state.parent / f"{self.state.name}.log").read_text(errors="replace")
-
-    def start(self) -> None:
-        """Start it and wait until it knows all that is declared."""
-        begun = 0
-        with (self.state.parent / f"{self.state.name}.log").open("ab") as log:
-            begun = log.tell()
-            self.process = subprocess.Popen(
-                self.command,
-                cwd=REPOSITORY,
-                env={
-                    **os.environ,
-                    "KUBECONFIG": str(self.kubeconfig),
-                    "NODE_NAME": self.node,
-                    "POOLKEEPER_STATE_DIR": str(self.state),
-                },
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        until(lambda: "keeping the pools of node" in self.log[begun:], told=lambda: self.log)
-
-    def stop(self) -> int:
-        """Stop it in the ordinary way; its exit status."""
-        if self.process is None:
-            return 0
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-
-@dataclass
-class Site:
-    """A cluster, operators on it, and what a test declares there."""
-
-    cluster: Any
-    root: Path
-    name: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:8]}")
-    operators: list[Operator] = field(default_factory=list)
-
-    def operator(self, node: str = "n1", *, command: tuple[str, ...] = MODULE) -> Operator:
-        """An operator that runs."""
-        made = Operator(
-            self.node(node),
-            self.cluster.kubeconfig,
-            self.root / f"state-{node}-{len(self.operators)}",
-            command,
-        )
-        self.operators.append(made)
-        made.start()
-        return made
-
-    def node(self, name: str) -> str:
-        """A node's name that no other test uses."""
-        return f"{self.name}-{name}"
-
-    def directory(self, pool: str) -> Path:
-        return self.root / pool
-
-    def pool(self, name: str = "images", node: str = "n1", **spec: Any) -> dict[str, Any]:
-        """A pool of files, as a manifest."""
-        target = {"path": str(self.directory(name))}
-        spec = {"type": "dir", "nodeName": self.node(node), "target": target, **spec}
-        return _manifest("StoragePool", f"{self.name}-{name}", spec)
-
-    def volume(self, name: str, pool: str = "images", **spec: Any) -> dict[str, Any]:
-        """A volume, as a manifest."""
-        spec = {"poolRef": {"name": f"{self.name}-{pool}"}, "volumeName": name, **spec}
-        spec.setdefault("capacity", "1Mi")
-        return _manifest("StorageVolume", f"{self.name}-{name}", spec)
-
-    def apply(self, *manifests: dict[str, Any]) -> None:
-        given = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)})
-        done = self.cluster.kubectl("apply", "--filename", "-", given=given)
-        assert done.returncode == 0, done.stderr
-
-    def delete(self, *manifests: dict[str, Any]) -> None:
-        """Delete and wait until they have gone."""
-        for item in manifests:
-            done = self.cluster.kubectl("delete", *_address(item), f"--timeout={PATIENCE}s")
-            assert done.returncode == 0, done.stderr + self.said()
-
-    def ready(self, *manifests: dict[str, Any]) -> None:
-        """Wait as a user would."""
-        for item in manifests:
-            self.wait(item, "--for=condition=Ready")
-
-    def wait(self, manifest: dict[str, Any], condition: str) -> None:
-        timeout = f"--timeout={PATIENCE}s"
-        done = self.cluster.kubectl("wait", condition, *_address(manifest), timeout)
-        assert done.returncode == 0, done.stderr + self.said()
-
-    def read(self, manifest: dict[str, Any]) -> Any:
-        return self.cluster.read("get", *_address(manifest))
-
-    def version(self, *manifests: dict[str, Any]) -> list[str]:
-        return [self.read(item)["metadata"]["resourceVersion"] for item in manifests]
-
-    def events(self, manifest: dict[str, Any]) -> list[dict[str, Any]]:
-        name = manifest["metadata"]["name"]
-        found = self.cluster.read("get", "events", f"--field-selector=involvedObject.name={name}")
-        return list(found["items"])
-
-    def said(self) -> str:
-        """The logs of all operators."""
-        return "".join(f"\n--- {item.node}\n{item.log}" for item in self.operators)
-
-    def clear(self) -> None:
-        """Take everything of this test off the cluster, operator or not."""
-        for kind in ("storagevolumes", "storagepools"):
-            found = self.cluster.read("get", f"{kind}.{GROUP}", "--all-namespaces")["items"]
-            for item in found:
-                if item["metadata"]["name"].startswith(f"{self.name}-"):
-                    patch = '{"metadata":{"finalizers":null}}'
-                    self.cluster.kubectl(
-                        "patch", *_address(item), "--type=merge", f"--patch={patch}"
-                    )
-                    self.cluster.kubectl("delete", *_address(item), "--wait=false")
-
-
-def _manifest(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "apiVersion": f"{GROUP}/v1alpha1",
-        "kind": kind,
-        "metadata": {"name": name} | ({"namespace": "default"} if kind == "StorageVolume" else {}),
-        "spec": spec,
-    }
-
-
-def _address(manifest: dict[str, Any]) -> list[str]:
-    metadata = manifest["metadata"]
-    named = f"{manifest['kind'].lower()}s.{GROUP}/{metadata['name']}"
-    return [named, *(["--namespace", metadata["namespace"]] if "namespace" in metadata else [])]
-
-
-def until(holds: Callable[[], bool], *, told: Callable[[], str] = str) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, told()
-        time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def _site(cluster: Any, root: Path) -> Iterator[Site]:
-    made = Site(cluster, root)
-    try:
-        yield made
-    finally:
-        for operator in made.operators:
-            operator.kill()
-        made.clear()
-
-
-@pytest.fixture
-def site(cluster: Any, tmp_path: Path) -> Iterator[Site]:
-    """A cluster that is shared with other tests."""
-    with _site(cluster, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def own_site(server: Any, tmp_path: Path) -> Iterator[Site]:
-    """A cluster whose API server the test may kill."""
-    with _site(server.cluster, tmp_path) as made:
-        yield made
 
 
 def test_applied_pools_and_volumes_become_ready_and_are_on_disk(site: Site) -> None:
@@ -230,13 +37,13 @@ def test_columns_say_what_a_user_looks_for(site: Site) -> None:
     pool, volume = site.pool(), site.volume("a")
     site.apply(pool, volume)
     site.ready(pool, volume)
-    heads, row = site.cluster.kubectl("get", *_address(pool)).stdout.splitlines()
+    heads, row = site.cluster.kubectl("get", *address(pool)).stdout.splitlines()
     assert heads.split() == [
         "NAME", "TYPE", "NODE", "STATE", "CAPACITY", "AVAILABLE", "VOLUMES", "READY", "AGE",
     ]  # fmt: skip
     assert row.split()[1:4] == ["dir", site.node("n1"), "Running"]
     assert row.split()[6:8] == ["1", "True"]
-    heads, row = site.cluster.kubectl("get", *_address(volume)).stdout.splitlines()
+    heads, row = site.cluster.kubectl("get", *address(volume)).stdout.splitlines()
     assert heads.split() == ["NAME", "POOL", "FORMAT", "CAPACITY", "ALLOCATION", "READY", "AGE"]
     assert row.split()[1:4] == [f"{site.name}-images", "raw", "1Mi"]
 
@@ -321,7 +128,7 @@ def test_finalizers_of_others_are_left_alone(site: Site) -> None:
     site.apply(pool, volume)
     site.ready(volume)
     assert sorted(site.read(volume)["metadata"]["finalizers"]) == ["example.org/other", FINALIZER]
-    site.cluster.kubectl("delete", *_address(volume), "--wait=false")
+    site.cluster.kubectl("delete", *address(volume), "--wait=false")
     until(
         lambda: site.read(volume)["metadata"]["finalizers"] == ["example.org/other"],
         told=site.said,
@@ -347,7 +154,7 @@ def test_a_request_to_look_now_is_answered(site: Site) -> None:
     pool = site.pool(refresh={"interval": "1h"})
     site.apply(pool)
     site.ready(pool)
-    site.cluster.kubectl("annotate", *_address(pool), f"{GROUP}/requested-at=today")
+    site.cluster.kubectl("annotate", *address(pool), f"{GROUP}/requested-at=today")
     site.wait(pool, "--for=jsonpath={.status.lastHandledRequest}=today")
 
 
@@ -375,7 +182,7 @@ def test_a_killed_operator_converges_after_its_restart(site: Site) -> None:
     site.apply(pool, *volumes)
     until(lambda: any(site.directory("images").glob("v*")), told=site.said)
     operator.kill()
-    site.cluster.kubectl("delete", *_address(volumes[0]), "--wait=false")
+    site.cluster.kubectl("delete", *address(volumes[0]), "--wait=false")
     operator.start()
     site.ready(pool, *volumes[1:])
     site.wait(volumes[0], "--for=delete")
@@ -394,7 +201,7 @@ def test_what_went_while_the_operator_was_down_is_not_made_anew(site: Site) -> N
     site.delete(volume)
     (site.directory("images") / "a").unlink()
     operator.start()
-    site.cluster.kubectl("annotate", *_address(pool), f"{GROUP}/requested-at=now")
+    site.cluster.kubectl("annotate", *address(pool), f"{GROUP}/requested-at=now")
     site.wait(pool, "--for=jsonpath={.status.lastHandledRequest}=now")
     assert list(site.directory("images").iterdir()) == []
 
@@ -413,7 +220,7 @@ def test_events_appear_once(site: Site) -> None:
     assert sorted((item["reason"], item["count"]) for item in site.events(pool)) == [
         ("Built", 1), ("Started", 1),
     ]  # fmt: skip
-    described = site.cluster.kubectl("describe", *_address(volume)).stdout
+    described = site.cluster.kubectl("describe", *address(volume)).stdout
     assert re.search(r"Normal\s+Created\s+.*poolkeeper", described)
 
 
@@ -525,6 +332,6 @@ def test_what_went_while_the_watch_was_cut_is_forgotten(own_site: Site, server: 
     site.delete(volume)
     operator.process.send_signal(signal.SIGCONT)
     time.sleep(5)
-    site.cluster.kubectl("annotate", *_address(pool), f"{GROUP}/requested-at=now")
+    site.cluster.kubectl("annotate", *address(pool), f"{GROUP}/requested-at=now")
     site.wait(pool, "--for=jsonpath={.status.volumes.unmanaged}=1")
     site.wait(pool, "--for=jsonpath={.status.volumes.managed}=1")

@@ -18,8 +18,9 @@ pytestmark = pytest.mark.cluster
 
 ROLES = ("viewer", "editor", "data-reader", "admin")
 OVERLAY = "files"
-POOLS, VOLUMES, OPERATIONS = (
-    f"{plural}.{GROUP}" for plural in ("storagepools", "storagevolumes", "volumeoperations")
+POOLS, VOLUMES, OPERATIONS, NODES = (
+    f"{plural}.{GROUP}"
+    for plural in ("storagepools", "storagevolumes", "volumeoperations", "storagenodes")
 )
 PLAIN = ("get", "list", "watch", "create", "patch", "delete")
 """Verbs of the API, but for ``update``, which the policies look at."""
@@ -440,12 +441,14 @@ def test_built_in_roles_take_in_what_the_page_says() -> None:
 AGENT_MAY = [
     ("get", POOLS), ("list", POOLS), ("watch", POOLS), ("patch", POOLS), ("delete", POOLS),
     ("get", VOLUMES), ("list", VOLUMES), ("watch", VOLUMES), ("patch", VOLUMES),
+    ("get", NODES), ("list", NODES), ("create", NODES),
     ("create", VOLUMES), ("create", "events"), ("patch", "events"), ("get", "events"),
 ]  # fmt: skip
 AGENT_MAY_NOT = [
     ("list", "secrets"), ("get", "secrets"), ("watch", "secrets"), ("create", "pods"),
     ("list", "pods"), ("get", "configmaps"), ("patch", "nodes"), ("list", "namespaces"),
     ("create", POOLS), ("update", POOLS), ("update", VOLUMES), ("delete", VOLUMES),
+    ("patch", NODES), ("update", NODES), ("delete", NODES), ("watch", NODES),
     ("start", POOLS), ("stop", POOLS), ("overwrite", POOLS), ("resize", VOLUMES),
     ("data-read", VOLUMES), ("create", OPERATIONS), ("list", "events"), ("delete", "events"),
     ("impersonate", "users"), ("create", "serviceaccounts/token"), ("escalate", "clusterroles"),
@@ -463,7 +466,7 @@ def test_the_agent_may_not_do_more(installed: Any, verb: str, what: str) -> None
     assert not may(installed, AGENT, verb, what)
 
 
-@pytest.mark.parametrize("plural", [POOLS, VOLUMES])
+@pytest.mark.parametrize("plural", [POOLS, VOLUMES, NODES])
 def test_the_agent_writes_a_status_by_patch_alone(installed: Any, plural: str) -> None:
     for verb, expected in (("patch", "yes"), ("update", "no")):
         done = installed.kubectl(
