@@ -857,10 +857,20 @@ class OperationSpec(Model):
     """A command on a volume, carried out once."""
 
     transitions = (
+        *(
+            immutable(name, message="an operation can't be changed; make a new one")
+            for name in ("volumeRef", "operation", "wipe", "transfer", "ttlSecondsAfterFinished")
+        ),
         TransitionRule(
-            cel="self == oldSelf",
-            message="an operation can't be changed; make a new one",
-            holds=lambda old, new: bool(old == new),
+            cel="!has(oldSelf.nodeName) || (has(self.nodeName) "
+            "&& self.nodeName == oldSelf.nodeName)",
+            message="nodeName can't be changed once it is set",
+            holds=lambda old, new: old.node_name is None or new.node_name == old.node_name,
+        ),
+        TransitionRule(
+            cel="!has(oldSelf.cancel) || !oldSelf.cancel || (has(self.cancel) && self.cancel)",
+            message="what was cancelled stays so; make a new operation",
+            holds=lambda old, new: not old.cancel or new.cancel,
         ),
     )
     rules = (
@@ -877,9 +887,16 @@ class OperationSpec(Model):
     )
 
     volume_ref: ResourceRef = Field(description="The StorageVolume to work on.")
+    node_name: ObjectName | None = Field(
+        None, description="Node of the volume; filled in when it is known."
+    )
     operation: Literal["Wipe", "Upload", "Download"] = Field(description="What to do.")
     wipe: Wipe | None = Field(None, description="For Wipe: the patterns.")
     transfer: Transfer | None = Field(None, description="For Upload and Download: which bytes.")
+    cancel: bool = Field(
+        False,
+        description="True: stop it and keep the record. Deleting the operation stops it, too.",
+    )
     ttl_seconds_after_finished: int | None = Field(
         None, ge=0, le=2**31 - 1, description="Seconds after which a finished operation is removed."
     )
