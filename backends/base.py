@@ -44,6 +44,9 @@ class Operation(enum.Enum):
     GROW_VOLUME = "grow volume"
     SHRINK_VOLUME = "shrink volume"
     FIND_SOURCES = "find sources"
+    WIPE_VOLUME = "wipe volume"
+    UPLOAD = "upload"
+    DOWNLOAD = "download"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -471,6 +474,18 @@ class Backend(ABC):
         :raises errors.NotFound: it is not there.
         """
         raise _unsupported(pool, "open volumes in")
+
+    def replace_volume(self, pool: Pool, volume: Volume) -> AbstractContextManager[OpenVolume]:
+        """Open new contents, which take the place of the volume's when the context ends in order.
+
+        They are empty at first, and have the volume's capacity as their limit. Where the context
+        ends with an error the volume is as it was.
+        """
+        raise _unsupported(pool, "replace volumes in")
+
+    def remake_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
+        """Make the volume anew and empty, in the place of the one that is there."""
+        raise _unsupported(pool, "make volumes anew in")
 
     def users(self, pool: Pool, volume: Volume) -> tuple[str, ...]:
         """Who holds the volume open, locked, mapped or mounted, each in words."""

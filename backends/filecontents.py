@@ -38,6 +38,24 @@ def opened(
         os.close(fd)
 
 
+@contextlib.contextmanager
+def begun(stage: Directory, name: str, volume: Volume) -> Iterator[OpenVolume]:
+    """Begin an empty file that is to take the place of a volume's."""
+    fd = stage.open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        yield OpenVolume(
+            fd=fd,
+            path=f"/proc/self/fd/{fd}",
+            pass_fds=(fd,),
+            kind="file",
+            format=volume.format,
+            size=0,
+            capacity=volume.capacity or 0,
+        )
+    finally:
+        os.close(fd)
+
+
 def users_of(directory: Directory, name: str) -> tuple[str, ...]:
     """Who uses a file or directory, each in words; nobody where it is not there."""
     try:

@@ -32,7 +32,7 @@ from backends.base import (
 from backends.filecontents import HEADERLESS
 from backends.host import attributes, commands, files, mounts
 from backends.host.files import Directory, Kind
-from backends.host.marks import Origin
+from backends.host.marks import Mark, Origin
 from backends.images import creating, probing
 from backends.images.creating import ImageRequest
 from backends.images.formats import FORMATS, same
@@ -241,6 +241,52 @@ class FileVolumes(Backend):
                 raise
         work.report(Progress(done=capacity, total=capacity))
 
+    @contextmanager
+    def replace_volume(self, pool: Pool, volume: Volume) -> Iterator[OpenVolume]:
+        with (
+            self._replacing(pool, volume) as (stage, temporary),
+            filecontents.begun(stage, temporary, volume) as opened,
+        ):
+            yield opened
+
+    def remake_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
+        empty = replace(volume, spec=volume.spec.model_copy(update={"source": None}))
+        with self._replacing(pool, volume) as (stage, temporary):
+            self._make(stage, temporary, empty, self._capacity(empty), work)
+
+    @contextmanager
+    def _replacing(self, pool: Pool, volume: Volume) -> Iterator[tuple[Directory, str]]:
+        """A name in the staging directory; what stands under it in the end replaces the volume."""
+        with (
+            self._open(pool) as directory,
+            files.staging(directory) as stage,
+            self._staged_name(directory, volume) as temporary,
+        ):
+            self._require_ours(directory, volume)
+            try:
+                yield stage, temporary
+                self._put_in_place(directory, stage, temporary, volume)
+            except BaseException:
+                _discard(stage, temporary)
+                raise
+
+    def _put_in_place(
+        self, directory: Directory, stage: Directory, temporary: str, volume: Volume
+    ) -> None:
+        """Replace a volume's file by another, which gets its permissions and its mark."""
+        mark = self._require_ours(directory, volume)
+        former = directory.open_path(volume.name)
+        try:
+            kept = files.read_permissions(former)
+            stage.set_permissions(
+                temporary, mode=kept.mode, owner=kept.owner, group=kept.group, label=kept.label
+            )
+            self._mark(stage, temporary, volume, mark.origin)
+            directory.replace(stage, temporary, volume.name)
+            self.context.marks.clear(former)
+        finally:
+            os.close(former)
+
     def _capacity(self, volume: Volume) -> int:
         """Bytes of the new volume; an overlay without a capacity gets its backing image's.
 
@@ -406,7 +452,7 @@ class FileVolumes(Backend):
     def _open(self, pool: Pool) -> Directory:
         return Directory.open(str(pool.target_path))
 
-    def _require_ours(self, directory: Directory, volume: Volume) -> None:
+    def _require_ours(self, directory: Directory, volume: Volume) -> Mark:
         """Look once more, at the very thing: what was planned may have been replaced since."""
         mark = self.context.marks.read_entry(directory.fd, volume.name)
         if mark is None or (mark.uid != volume.uid and mark.resource != volume.resource):
@@ -414,6 +460,7 @@ class FileVolumes(Backend):
                 f"{directory.shown(volume.name)} does not carry the mark of {volume.resource}.",
                 hint="It was replaced; nothing was changed.",
             )
+        return mark
 
 
 def set_copy_on_write(directory: Directory, wanted: bool | None) -> None:

@@ -35,6 +35,8 @@ class Examination:
     suspended: bool = False
     stands_on: tuple[Key, ...] = ()
     """Volumes that have to be there before it can be made."""
+    dependents: tuple[str, ...] = ()
+    """What stands on it."""
     reads: frozenset[Key] = frozenset()
     """Volumes whose contents are read to make it."""
     job: Job | None = None
@@ -247,6 +249,7 @@ class Examiner:
         path = backend.volume_path(pool, volume.name)
         paths = {path, _true_path(path)} if dependents else ()
         standing = sorted({name for item in paths for name in dependents.get(item, ())})
+        examined.dependents = tuple(standing)
         if resource.deleting:
             examined.plan = planning.plan_volume_deletion(
                 pool, volume, found.facts, backend=backend, dependents=standing

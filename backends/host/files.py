@@ -260,6 +260,22 @@ class Directory:
             _sync_directory(self.fd)
             _sync_directory(from_directory.fd)
 
+    def replace(self, from_directory: Directory, temp_name: str, name: str) -> None:
+        """Put a finished file in the place of the one here, whole or not at all, for good.
+
+        Whoever has the former one open keeps it.
+        """
+        from_directory._write_out(temp_name, from_directory.stat(temp_name))
+        with _translated(f"replace {self.shown(name)}"):
+            os.rename(
+                _component(temp_name),
+                _component(name),
+                src_dir_fd=from_directory.fd,
+                dst_dir_fd=self.fd,
+            )
+            _sync_directory(self.fd)
+            _sync_directory(from_directory.fd)
+
     def permissions(self, name: str) -> Permissions:
         """The owner, group, mode and SELinux label of a name, of a link itself."""
         with self._inode(name) as fd:

@@ -176,7 +176,7 @@ def _handles(thing: _Thing, pid: str) -> _Process | None:
 
 def _look_at_handle(thing: _Thing, found: _Process, number: str) -> None:
     path = f"{_PROC}/{found.pid}/fd/{number}"
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, KeyError):  # it was closed meanwhile
         link = os.readlink(path)
         if not link.startswith("/") or (thing.is_block and "/dev/" not in link):
             return

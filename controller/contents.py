@@ -1,0 +1,140 @@
+"""What is done to a volume's contents on command: wiping, writing and reading them.
+
+The contents are those of the file or device itself, whatever a header in them says. What a volume
+is declared to be matters where it is to be one again: an image that was wiped is made anew, empty,
+and one that is sent is looked at before it takes the place of the old one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from backends import errors
+from backends.base import OpenVolume, Volume, Work
+from backends.images import transferring
+from backends.images.formats import FORMATS
+from backends.images.transferring import Checksum, Piece, Span, Writer
+from controller.admitting import Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which bytes are moved, and how.
+
+    :param length: 0 or None for all to the end.
+    :param sparse: whether holes are kept as such.
+    :param checksum: algorithm of the checksum to take; empty for none.
+    """
+
+    offset: int = 0
+    length: int | None = None
+    sparse: bool = True
+    checksum: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """What a transfer came to.
+
+    :param length: bytes of contents, holes included.
+    :param checksum: in hexadecimal digits; empty where none was asked for.
+    """
+
+    length: int
+    checksum: str = ""
+
+
+def is_image(volume: Volume) -> bool:
+    """Whether a header describes the contents, so that they are replaced as a whole."""
+    known = FORMATS.get(volume.format or "raw")
+    return known is not None and known.has_header
+
+
+def bare(volume: Volume) -> Volume:
+    """The volume as mere bytes, which no header has anything to say about."""
+    return replace(volume, format="raw", spec=volume.spec.model_copy(update={"encryption": None}))
+
+
+@contextlib.contextmanager
+def source(target: Target, selection: Selection) -> Iterator[tuple[OpenVolume, Span]]:
+    """The contents opened to be read, and what is to be read of them.
+
+    :raises errors.OutOfRange: there is nothing at the offset.
+    """
+    with target.backend.open_volume(target.pool, bare(target.volume)) as opened:
+        yield (
+            opened,
+            transferring.readable(opened, offset=selection.offset, length=selection.length),
+        )
+
+
+def read(
+    opened: OpenVolume, span: Span, selection: Selection, work: Work, take: Callable[[Piece], None]
+) -> Moved:
+    """Give out a span piece by piece."""
+    checksum = Checksum(selection.checksum) if selection.checksum else None
+    for piece in transferring.read(opened, span, work, sparse=selection.sparse):
+        if checksum is not None:
+            checksum.add(piece)
+        take(piece)
+    return Moved(length=span.length, checksum=checksum.hex if checksum else "")
+
+
+def digest(target: Target, selection: Selection, work: Work) -> Moved:
+    """The checksum of what would be read."""
+    with source(target, selection) as (opened, span):
+        return read(opened, span, selection, work, lambda piece: None)
+
+
+def write(
+    target: Target,
+    selection: Selection,
+    pieces: Iterable[Piece],
+    work: Work,
+    *,
+    expected: int = 0,
+    announced: str = "",
+    synced: Callable[[int], None] = lambda reached: None,
+) -> Moved:
+    """Take contents into the volume.
+
+    :param expected: bytes that will come; 0 where that is not known.
+    :param announced: the checksum that they are to have; empty for none.
+    :param synced: told, where the transfer breaks off, up to which byte all outlasts a power cut.
+    :raises errors.ChecksumMismatch: what came is not what was announced. An image is as it was
+        then; a raw volume has what came.
+    """
+    checksum = Checksum(selection.checksum) if selection.checksum else None
+    with _destination(target) as opened:
+        # What can't fit is refused before its first byte.
+        length = selection.length or expected
+        transferring.writable(opened, offset=selection.offset, length=length)
+        span = transferring.writable(opened, offset=selection.offset, length=selection.length)
+        writer = Writer(opened, span, work, total=expected, backing=target.volume.backing_path)
+        try:
+            for piece in pieces:
+                if checksum is not None:
+                    checksum.add(piece)
+                writer.put(piece)
+        except BaseException:
+            if not is_image(target.volume):
+                with contextlib.suppress(errors.StorageError):  # what broke it off is what counts
+                    writer.sync()
+                    synced(writer.position)
+            raise
+        if checksum is not None and announced:
+            checksum.require(announced)
+        writer.finish()
+    return Moved(length=writer.position - span.start, checksum=checksum.hex if checksum else "")
+
+
+@contextlib.contextmanager
+def _destination(target: Target) -> Iterator[OpenVolume]:
+    if is_image(target.volume):
+        with target.backend.replace_volume(target.pool, target.volume) as opened:
+            yield opened
+    else:
+        with target.backend.open_volume(target.pool, bare(target.volume), write=True) as opened:
+            yield opened
