@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 from backends import errors
+from backends.host.devices import Identity
 from backends.host.files import Permissions as PermissionFacts
 from backends.host.marks import Mark, MarkStore, Origin
 from backends.host.needs import NOTHING, Needs
 from backends.schema import Model
-from backends.spec import Permissions, PoolSpecBase, SecretRef, SourceQuery, VolumeSpec
+from backends.spec import Device, Permissions, PoolSpecBase, SecretRef, SourceQuery, VolumeSpec
 
 
 class TargetUse(enum.Enum):
@@ -171,6 +172,12 @@ class PoolFacts:
     :param active: whether the pool is started; None for types that the kernel keeps no such
         state of, where what was done in this boot counts.
     :param data_found: what a probe found where a build would write; empty for nothing.
+    :param listed: whether volumes, sizes and permissions could be seen; not so in a pool that has
+        to be started first.
+    :param adoptable: whether what was found is of the kind that is declared, so that the pool can
+        stand on it; where it is not, only a build that may overwrite it goes on.
+    :param devices: what tells the pool's devices from others, of those that are there.
+    :param warnings: what a user should know though all is well, each a sentence.
     :param leftovers: half-made things of ours, by name, that no one is working on.
     :param skipped: entries that are not volumes, with the reason.
     """
@@ -181,6 +188,10 @@ class PoolFacts:
     active: bool | None = None
     degraded: bool = False
     data_found: str = ""
+    listed: bool = True
+    adoptable: bool = True
+    devices: tuple[Identity, ...] = ()
+    warnings: tuple[str, ...] = ()
     capacity: int | None = None
     allocation: int | None = None
     available: int | None = None
@@ -214,6 +225,13 @@ class Pool:
         """The member that the type names."""
         found = getattr(self.spec, self.type.attribute, None)
         return found if isinstance(found, Model) else None
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """The devices that its source names."""
+        several = getattr(self.source, "devices", ())
+        one = getattr(self.source, "device", None)
+        return tuple(item for item in (*several, one) if isinstance(item, Device))
 
     @property
     def source_name(self) -> str:

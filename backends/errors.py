@@ -128,6 +128,12 @@ class OverwriteRefused(StorageError):
     reason, terminal, libvirt_code = "OverwriteRefused", True, 76
 
 
+class DeviceChanged(StorageError):
+    """A device's name leads to another device than the one that the pool stood on."""
+
+    reason, terminal, libvirt_code = "DeviceChanged", True, 55
+
+
 class ShrinkNotAllowed(StorageError):
     """The declared capacity is below the observed one and ``resize.allowShrink`` is not set."""
 

@@ -118,6 +118,11 @@ class Device(Model):
     part_separator: Annotated[bool | None, Xml("@part_separator", Form.YES_NO)] = Field(
         None, description="Whether partition names have a 'p' before the number."
     )
+    identity: Text | None = Field(
+        None,
+        description="Serial number, world-wide name, by-id link or UUID of contents that the "
+        "device has to have; those that were there first if left out.",
+    )
 
 
 Devices = Annotated[tuple[Device, ...], Field(max_length=256)]
@@ -757,6 +762,17 @@ class StatusBase(Model):
     )
 
 
+class PoolDevice(Model):
+    """What tells a device of a pool from others."""
+
+    path: Text = Field(description="Path as declared.")
+    id: Text | None = Field(None, description="Best link under /dev/disk/by-id.")
+    serial: Text | None = Field(None, description="Serial number.")
+    wwn: Text | None = Field(None, description="World-wide name.")
+    size: Quantity | None = Field(None, description="Size of the device.")
+    uuid: Text | None = Field(None, description="UUID of what stands on it.")
+
+
 class PoolStatus(StatusBase):
     """What was observed of a pool."""
 
@@ -784,6 +800,9 @@ class PoolStatus(StatusBase):
     volumes: VolumeCounts | None = Field(None, description="How many volumes there are.")
     discovered: tuple[DiscoveredVolume, ...] = Field(
         (), max_length=20, description="A sample of the volumes that nobody declares."
+    )
+    devices: tuple[PoolDevice, ...] = Field(
+        (), max_length=256, description="Devices that the pool stands on. It stalls on others."
     )
     last_refresh_time: Annotated[str | None, Field(max_length=32)] = Field(
         None, description="When a look at the pool last changed what is reported here."

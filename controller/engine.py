@@ -194,6 +194,8 @@ class Engine:
         verbs = {item.verb for item in own.plan.actions}
         status: PoolStatus = own.resource.status
         changes: dict[str, object] = {}
+        if Verb.BUILD_POOL in verbs:
+            changes |= {"devices": ()}  # what stands on them is new
         if verbs & {Verb.BUILD_POOL, Verb.ADOPT_POOL}:
             changes |= {"built": True, "built_generation": own.resource.metadata.generation}
         if Verb.START_POOL in verbs:

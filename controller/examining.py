@@ -16,6 +16,7 @@ from backends.base import (
     Verb,
     Volume,
 )
+from backends.host.devices import Identity
 from backends.registry import pool_type
 from backends.spec import Adoption, PoolState, PoolStatus
 from controller import planning
@@ -187,6 +188,7 @@ class Examiner:
             started_boot=status.boot_id or "",
             running=status.state in ("Running", "Degraded", "Inaccessible"),
             boot=self.boot,
+            devices=tuple(Identity(**item.model_dump()) for item in status.devices),
         )
 
     def examine_volumes(

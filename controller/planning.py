@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from backends import errors
 from backends.base import Backend, Pool, PoolFacts, Presence, Verb, Volume, VolumeFacts
+from backends.host.devices import Identity
 from backends.host.marks import Mark
 from backends.sizes import format_quantity
 from backends.spec import (
@@ -92,6 +93,7 @@ class PoolHistory:
     :param started_boot: boot of the host in which the pool was last started; empty for never.
     :param running: whether it was running.
     :param boot: boot of the host now.
+    :param devices: those that the pool stood on.
     """
 
     generation: int
@@ -101,6 +103,7 @@ class PoolHistory:
     started_boot: str
     running: bool
     boot: str
+    devices: tuple[Identity, ...] = ()
 
     @property
     def rebooted(self) -> bool:
@@ -187,6 +190,9 @@ def plan_pool(
         return draft.finish()
     if pool.spec.transient and history.rebooted:
         return draft.finish(expired="the host was rebooted and the pool is transient")
+    draft.refusals.extend(_other_devices(pool, facts, history))
+    if draft.refusals:
+        return draft.finish()
     if facts.presence is Presence.UNREACHABLE:
         draft.refusals.append(
             errors.Inaccessible(
@@ -212,15 +218,41 @@ def plan_pool(
     return _plan_state(draft, facts, history)
 
 
+def _other_devices(pool: Pool, facts: PoolFacts, history: PoolHistory) -> list[errors.StorageError]:
+    """A refusal for each device that is not the one it was, or is declared to be."""
+    known = {item.path: item for item in history.devices}
+    wanted = {item.path: item.identity for item in pool.devices}
+    refusals: list[errors.StorageError] = []
+    for seen in facts.devices:
+        told: tuple[str, ...] = ()
+        identity, before = wanted.get(seen.path), known.get(seen.path)
+        if identity is not None and not seen.answers_to(identity):
+            told = (f"its identity is declared as {identity!r}, and {seen}",)
+        elif identity is None and before is not None:
+            told = seen.differences(before, contents=not _overwrites(pool, history))
+        if told:
+            refusals.append(
+                errors.DeviceChanged(
+                    f"{seen.path} is not the device of pool {pool.name!r}: {'; '.join(told)}.",
+                    hint="Nothing was changed. Bring the right device back, or declare the "
+                    "identity of the one that is to be used.",
+                )
+            )
+    return refusals
+
+
+def _overwrites(pool: Pool, history: PoolHistory) -> bool:
+    """Whether a build may destroy what it finds, which it does once in a generation."""
+    policy = pool.spec.build.policy
+    return policy is BuildPolicy.OVERWRITE and history.built_generation != history.generation
+
+
 def _plan_backing(
     draft: _Draft, facts: PoolFacts, history: PoolHistory, live_marks: set[str]
 ) -> bool:
     """Plan building or taking over; true where the backing is there already."""
     pool, spec = draft.pool, draft.pool.spec
-    confirmed = (
-        spec.build.policy is BuildPolicy.OVERWRITE
-        and history.built_generation != history.generation
-    )
+    confirmed = _overwrites(pool, history)
     if confirmed and spec.build.confirm != pool.name:
         draft.refusals.append(
             errors.OverwriteRefused(
@@ -249,6 +281,10 @@ def _plan_backing(
             )
         )
         return True
+    if confirmed and facts.data_found and spec.adoption is not Adoption.OBSERVE:
+        destroyed = f"{facts.data_found} at {draft.backend.place(pool)}"
+        draft.act(Verb.BUILD_POOL, "build.policy is Overwrite.", destroys=[destroyed])
+        return False
     _plan_adoption(draft, facts)
     return True
 
@@ -288,17 +324,19 @@ def _plan_build(draft: _Draft, facts: PoolFacts, history: PoolHistory, *, confir
 def _plan_adoption(draft: _Draft, facts: PoolFacts) -> None:
     place = draft.backend.place(draft.pool)
     adoption = draft.pool.spec.adoption
-    if adoption is Adoption.NEVER:
+    if not facts.adoptable:
+        draft.refusals.append(
+            errors.OverwriteRefused(
+                f"{place} holds {facts.data_found}, which is not what is declared.",
+                hint="Nothing was changed. Name another device; or, to destroy what is there, set "
+                "build.policy Overwrite and build.confirm to the pool's name.",
+            )
+        )
+    elif adoption is Adoption.NEVER:
         draft.refusals.append(
             errors.AlreadyExists(
                 f"{place} is there and was not made by Poolkeeper.",
                 hint="Set adoption IfMatches to take it over, or use another place.",
-            )
-        )
-    elif facts.data_found:
-        draft.refusals.append(
-            errors.AdoptionMismatch(
-                f"{place} holds {facts.data_found}.", hint="Nothing was changed."
             )
         )
     elif adoption is Adoption.IF_MATCHES:
@@ -349,7 +387,8 @@ def plan_pool_deletion(
             )
         )
         return draft.finish()
-    if facts.presence is Presence.ABSENT:
+    draft.refusals.extend(_other_devices(pool, facts, history))
+    if facts.presence is Presence.ABSENT or draft.refusals:
         return draft.finish()
     made = facts.mark is not None and facts.mark.origin == "Created"
     ours = _ownership(facts.mark, pool.uid, pool.resource, set()) in (
@@ -625,6 +664,14 @@ def plan_volume_deletion(
                 f"Volume {volume.name!r} can't be deleted: pool {pool.name!r} can't be read"
                 f"{': ' + facts.detail if facts.detail else ''}.",
                 hint="Set deletionPolicy Retain to let the resource go.",
+            )
+        )
+        return draft.finish()
+    if not facts.listed:
+        draft.refusals.append(
+            errors.PoolNotReady(
+                f"Volume {volume.name!r} can't be deleted: pool {pool.name!r} is not started.",
+                hint="Start the pool, or set deletionPolicy Retain to let the resource go.",
             )
         )
         return draft.finish()

@@ -8,11 +8,12 @@ kstatus expects: Reconciling reads as in progress, Stalled as failed until the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from backends import errors
 from backends.base import Pool, PoolFacts, Presence, Volume, VolumeFacts
+from backends.host.devices import Identity
 from backends.host.files import Permissions as PermissionFacts
 from backends.schema import mode
 from backends.spec import (
@@ -21,6 +22,7 @@ from backends.spec import (
     Condition,
     DiscoveredVolume,
     Permissions,
+    PoolDevice,
     PoolState,
     PoolStatus,
     Progress,
@@ -167,7 +169,12 @@ def pool_status(
     aspects = progress_aspects(
         plan,
         failures,
-        good=_pool_good(running=running, place=place, spec=spec),
+        good=_pool_good(
+            running=running,
+            place=place,
+            spec=spec,
+            warnings=facts.warnings if facts is not None else (),
+        ),
         suspended=spec.suspend,
     )
     aspects += [
@@ -187,6 +194,7 @@ def pool_status(
         "built_generation": generation if built_now else former.built_generation,
         "persistent": not spec.transient,
         "boot_id": boot if running else _former_boot(resource),
+        "devices": _pool_devices(pool, facts, former, plan),
         "last_refresh_time": former.last_refresh_time,
     }
     fields |= _pool_figures(facts, former, managed) if pool is not None else {}
@@ -208,9 +216,10 @@ def _former_boot(resource: AnyResource) -> str | None:
     return former.boot_id if unchanged else None
 
 
-def _pool_good(*, running: bool, place: str, spec: Any) -> Aspect:
+def _pool_good(*, running: bool, place: str, spec: Any, warnings: Sequence[str]) -> Aspect:
     if running:
-        return Aspect(type="Ready", status="True", reason="Running", message=f"Running at {place}.")
+        told = " ".join([f"Running at {place}.", *(f"Warning: {item}" for item in warnings)])
+        return Aspect(type="Ready", status="True", reason="Running", message=told)
     if spec.suspend and spec.state is PoolState.ACTIVE:
         message = "It does not run, and suspend forbids to start it."
         return Aspect(type="Ready", status="False", reason="Suspended", message=message)
@@ -238,7 +247,7 @@ def _pool_figures(
     facts: PoolFacts | None, former: PoolStatus, managed: frozenset[str]
 ) -> dict[str, Any]:
     """Sizes and counts; the last known ones where the pool can't be read now."""
-    if facts is None or facts.presence is not Presence.PRESENT:
+    if facts is None or facts.presence is not Presence.PRESENT or not facts.listed:
         names = ("capacity", "allocation", "available", "volumes", "discovered")
         return {name: getattr(former, name) for name in names}
     strangers = [item for name, item in sorted(facts.volumes.items()) if name not in managed]
@@ -253,6 +262,20 @@ def _pool_figures(
         ),
         "discovered": tuple(_discovered(item) for item in strangers[:SAMPLE]),
     }
+
+
+def _pool_devices(
+    pool: Pool | None, facts: PoolFacts | None, former: PoolStatus, plan: Plan
+) -> tuple[PoolDevice, ...]:
+    """What the pool stands on; kept as it was while a device is missing, or is another one."""
+    changed = any(isinstance(item, errors.DeviceChanged) for item in plan.refusals)
+    if pool is None or facts is None or changed:
+        return former.devices
+    known = {item.path: Identity(**item.model_dump()) for item in former.devices}
+    seen = {item.path: item.completed(known.get(item.path)) for item in facts.devices}
+    declared = {item.path for item in pool.devices}
+    kept = {path: item for path, item in known.items() if path in declared}
+    return tuple(PoolDevice(**asdict(item)) for item in (kept | seen).values())
 
 
 def _discovered(facts: VolumeFacts) -> DiscoveredVolume:

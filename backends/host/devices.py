@@ -84,13 +84,15 @@ class Identity:
     size: int | None = None
     uuid: str | None = None
 
-    def differences(self, known: Identity) -> tuple[str, ...]:
+    def differences(self, known: Identity, *, contents: bool = True) -> tuple[str, ...]:
         """How this device differs from the one that was known, in words; empty for the same.
 
         What is not known of both of them says nothing. A device may have grown.
+
+        :param contents: whether what stands on it counts too.
         """
         told = []
-        for name in ("wwn", "serial", "uuid"):
+        for name in ("wwn", "serial", *(["uuid"] if contents else [])):
             before, now = getattr(known, name), getattr(self, name)
             if before is not None and now is not None and before != now:
                 told.append(f"its {_FIELD_WORDS[name]} is {now} and was {before}")
@@ -99,6 +101,18 @@ class Identity:
                 f"its size is {format_quantity(self.size)} and was {format_quantity(known.size)}"
             )
         return tuple(told)
+
+    def answers_to(self, name: str) -> bool:
+        """Whether a name that a person gave is this device's."""
+        return name in (self.serial, self.wwn, self.id, self.uuid)
+
+    def __str__(self) -> str:
+        told = [
+            f"its {words} is {getattr(self, name)}"
+            for name, words in _FIELD_WORDS.items()
+            if getattr(self, name) is not None
+        ]
+        return ", ".join(told) or "it has none"
 
     def completed(self, known: Identity | None) -> Identity:
         """This identity, with what only an earlier look could tell."""
