@@ -81,7 +81,7 @@ class PoolType:
     default_volume_format: str | None = None
     operations: frozenset[Operation] = frozenset()
     needs: Needs = NOTHING
-    format_needs: Mapping[str, Needs] = field(default_factory=dict)
+    format_needs: Mapping[str, Needs] = field(default_factory=dict, hash=False)
     backend: Callable[[BackendContext], Backend] | None = None
 
     @property
