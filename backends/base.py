@@ -341,6 +341,9 @@ class OpenVolume:
     :param format: as declared, or as found; None where the volume has none.
     :param size: bytes of the file or device.
     :param capacity: bytes that a user of the volume sees.
+    :param backing_chain: the images that it stands on, from the top.
+    :param distrusted: why nothing may follow what its header names; empty where all of that is
+        declared.
     """
 
     fd: int | None
@@ -351,6 +354,8 @@ class OpenVolume:
     size: int
     capacity: int
     encryption: str | None = None
+    backing_chain: tuple[Link, ...] = ()
+    distrusted: str = ""
 
 
 class Secrets(Protocol):

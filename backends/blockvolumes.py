@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 
 from backends import errors
 from backends.base import OpenVolume
-from backends.host import users
+from backends.host import kernel, users
 from backends.images import probing
 
-_BLKGETSIZE64 = 0x80081272
+_BLKGETSIZE64 = kernel.ioctl_number("read", 0x12, 114, struct.calcsize("N"))
 """ioctl(2) of ``linux/fs.h``: the size of a block device in bytes."""
 
 

@@ -7,7 +7,9 @@ change of the spec (condition Stalled); a retried one is tried again with capped
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -297,3 +299,12 @@ def from_os_error(error: OSError, *, doing: str) -> StorageError:
             return Inaccessible(message, hint="Check the device or the server behind it.")
         case _:
             return SystemFailure(message)
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Give each ``OSError`` from within its place in the taxonomy; see ``from_os_error``."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, doing=doing) from error

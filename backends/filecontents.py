@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from backends import errors
-from backends.base import OpenVolume, Volume
+from backends.base import Link, OpenVolume, Volume
 from backends.host import users
 from backends.host.files import Directory
 from backends.host.marks import MarkStore
@@ -111,7 +112,42 @@ def _described(directory: Directory, fd: int, volume: Volume) -> OpenVolume:
             hint="Something else wrote to it.",
         )
     way = path_for_commands(directory, fd, volume.name, header)
-    return _open_volume(fd, way, volume.format or header.format, size, header)
+    plain_description = _open_volume(fd, way, volume.format or header.format, size, header)
+    chain = probing.backing_chain(header, directory.path) if header.backing_path else ()
+    return replace(
+        plain_description,
+        backing_chain=tuple(as_link(link) for link in chain),
+        distrusted=_distrusted(path, volume, header, chain),
+    )
+
+
+def as_link(link: probing.BackingLink) -> Link:
+    return Link(
+        path=link.path,
+        format=link.format,
+        present=link.present,
+        capacity=link.capacity,
+        problem=link.problem,
+    )
+
+
+def plain_path(link: probing.BackingLink) -> str:
+    """The path as a declaration would have it, without the detours that a header may take."""
+    return link.path if link.present is None else os.path.normpath(link.path)
+
+
+def _distrusted(
+    path: str, volume: Volume, header: ImageHeader, chain: Sequence[probing.BackingLink]
+) -> str:
+    """Why what the header names must not be followed: it is not what is declared."""
+    if header.data_file is not None or header.extents:
+        return f"The data of {path} is in other files, which its header names."
+    declared = volume.backing_path
+    found = plain_path(chain[0]) if chain else None
+    if found is not None and (declared is None or found != os.path.normpath(declared)):
+        said = f"and {declared} is declared" if declared else "and none is declared"
+        return f"{path} stands on {found} by its header, {said}."
+    return ""
 
 
 def _open_volume(

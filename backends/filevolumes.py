@@ -18,7 +18,6 @@ from backends import errors, filecontents, names
 from backends.base import (
     Backend,
     BackendContext,
-    Link,
     OpenVolume,
     Pool,
     PoolFacts,
@@ -161,18 +160,9 @@ class FileVolumes(Backend):
             cluster_size=header.cluster_size,
             lazy_refcounts=header.lazy_refcounts,
             extended_l2=header.extended_l2,
-            backing_path=_plain_path(chain[0]) if chain else None,
+            backing_path=filecontents.plain_path(chain[0]) if chain else None,
             backing_format=header.backing_format,
-            backing_chain=tuple(
-                Link(
-                    path=link.path,
-                    format=link.format,
-                    present=link.present,
-                    capacity=link.capacity,
-                    problem=link.problem,
-                )
-                for link in chain
-            ),
+            backing_chain=tuple(filecontents.as_link(link) for link in chain),
         )
 
     def granularity(self, format: str | None) -> int:
@@ -481,11 +471,6 @@ def set_copy_on_write(directory: Directory, wanted: bool | None) -> None:
             f"Copy-on-write can't be set for {directory.path} on {filesystem}.",
             hint="Only btrfs has it; leave features.copyOnWrite out.",
         )
-
-
-def _plain_path(link: probing.BackingLink) -> str:
-    """The path as a declaration would have it, without the detours that a header may take."""
-    return link.path if link.present is None else os.path.normpath(link.path)
 
 
 def _header(directory: Directory, name: str) -> probing.ImageHeader:

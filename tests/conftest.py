@@ -12,7 +12,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 _SIZE = 128 * 2**20
+_SIZES = {"xfs": 320 * 2**20}
+"""Where a file system has a least size above that."""
+
 _MAKERS = {
+    "xfs": ["mkfs.xfs", "-q", "-f"],
     "ext4": ["mkfs.ext4", "-q", "-F"],
     "btrfs": ["mkfs.btrfs", "-q", "-f"],
     "vfat": ["mkfs.vfat"],
@@ -44,7 +48,7 @@ def mounted(tmp_path: pathlib.Path) -> Iterator[Callable[[str], pathlib.Path]]:
             else:
                 image = tmp_path / f"{kind}.img"
                 with image.open("wb") as file:
-                    file.truncate(_SIZE)
+                    file.truncate(_SIZES.get(kind, _SIZE))
                 subprocess.run([*_MAKERS[kind], str(image)], check=True, capture_output=True)
                 argv = ["mount", "-o", "loop", "-t", kind, str(image), str(point)]
             subprocess.run(argv, check=True, capture_output=True)

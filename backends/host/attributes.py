@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import platform
 import struct
+
+from backends.host import kernel
 
 FS_NOCOW_FL = 0x00800000
 """The file is not copied on write (btrfs); for a directory, new files in it."""
@@ -16,15 +17,8 @@ NO_SUCH_FLAG = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL)
 _WORD = struct.calcsize("l")
 
 
-def _ioctl_number(*, reads: bool, number: int) -> int:
-    """``_IOR('f', number, long)`` or ``_IOW``: these machines lay the bits out in another way."""
-    other_layout = platform.machine().startswith(("ppc", "mips", "sparc", "alpha"))
-    direction = ((2 if reads else 4) << 29) if other_layout else ((2 if reads else 1) << 30)
-    return direction | _WORD << 16 | ord("f") << 8 | number
-
-
-_GET_FLAGS = _ioctl_number(reads=True, number=1)
-_SET_FLAGS = _ioctl_number(reads=False, number=2)
+_GET_FLAGS = kernel.ioctl_number("read", ord("f"), 1, _WORD)
+_SET_FLAGS = kernel.ioctl_number("write", ord("f"), 2, _WORD)
 
 
 def _flags(fd: int) -> int:

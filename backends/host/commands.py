@@ -28,7 +28,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -156,15 +156,19 @@ def run(
     cwd: str | os.PathLike[str] | None = None,
     cancel: threading.Event | None = None,
     environment: Mapping[str, str] | None = None,
+    watch: Callable[[str], None] | None = None,
 ) -> Completed:
     """Run a command to its end.
 
-    :param timeout: seconds until the command and its process group are ended.
+    :param timeout: seconds until the command and its process group are ended; with ``watch``,
+        seconds that the command may be silent.
     :param input: what to write to standard input; ``/dev/null`` stands there if left out.
     :param expected: the exit statuses that are no failure.
     :param pass_fds: descriptors that the command gets under the same numbers.
     :param cancel: ends the command soon after it is set.
     :param environment: variables beside ``PATH`` and ``LC_ALL``; nothing else is inherited.
+    :param watch: given what the command writes to standard output, as it comes. What it raises
+        ends the command.
     :raises errors.MissingTool: the program is not on this host.
     :raises errors.CommandFailed: another exit status, or more output than ``MAX_OUTPUT``, which is
         not cut short because half of a list would pass for the whole.
@@ -175,7 +179,7 @@ def run(
     limits = _Limits(command, timeout, time.monotonic(), cancel)
     limits.check()
     process = _start(command, input is not None, pass_fds, cwd, environment)
-    conversation = _Conversation(process, input or b"")
+    conversation = _Conversation(process, input or b"", watch)
     try:
         conversation.hold(limits)
     except BaseException:
@@ -192,12 +196,14 @@ def run(
     return completed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Limits:
     command: tuple[str, ...]
     timeout: float
     started: float
     cancel: threading.Event | None
+    heard: float = 0.0
+    """Seconds after the start at which the command was last heard of."""
 
     def elapsed(self) -> float:
         return time.monotonic() - self.started
@@ -208,21 +214,29 @@ class _Limits:
                 f"{_shown(self.command)} was cancelled after {self.elapsed():.1f} s of its "
                 f"{self.timeout:g} s."
             )
-        if self.elapsed() >= self.timeout:
+        if self.elapsed() - self.heard >= self.timeout:
+            did_not = "said nothing for" if self.heard else "did not end within"
             raise errors.Timeout(
-                f"{_shown(self.command)} did not end within {self.timeout:g} s.",
+                f"{_shown(self.command)} {did_not} {self.timeout:g} s.",
                 hint="Check the device or the server that it works on.",
             )
 
     def pause(self) -> float:
-        return max(0.0, min(_TICK, self.timeout - self.elapsed()))
+        return max(0.0, min(_TICK, self.timeout + self.heard - self.elapsed()))
 
 
 class _Conversation:
     """The pipes of one process, read and written without blocking on any of them."""
 
-    def __init__(self, process: subprocess.Popen[bytes], input: bytes) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        input: bytes,
+        watch: Callable[[str], None] | None = None,
+    ) -> None:
         self._process = process
+        self._watch = watch
+        self._watched = 0
         self._pending = memoryview(input)
         self._stdout = bytearray()
         self._stderr = bytearray()
@@ -248,6 +262,10 @@ class _Conversation:
         while self._selector.get_map():
             for key, _ in self._selector.select(limits.pause()):
                 key.data(key.fileobj)
+            if self._watch is not None and len(self._stdout) > self._watched:
+                limits.heard = limits.elapsed()
+                self._watch(self._stdout[self._watched :].decode(errors="replace"))
+                self._watched = len(self._stdout)
             if ended_at is None and _has_ended(self._process):
                 ended_at = time.monotonic()
             if ended_at is None:

@@ -5,11 +5,13 @@ Each raises ``OSError`` as Python's own calls do; ``ENOSYS`` where the C library
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import platform
 import struct
+from typing import Literal
 
 FUSE_MAGIC = 0x65735546
 RAMFS_MAGIC = 0x858458F6
@@ -33,6 +35,29 @@ def _call(name: str, *arguments: object) -> None:
     if function(*arguments) == -1:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def ioctl_number(
+    access: Literal["none", "read", "write"], kind: int, number: int, size: int
+) -> int:
+    """``_IO``, ``_IOR`` or ``_IOW`` of ``asm/ioctl.h``: machines lay the bits out in two ways."""
+    other_layout = platform.machine().startswith(("ppc", "mips", "sparc", "alpha"))
+    directions = {"none": 1, "read": 2, "write": 4} if other_layout else {"read": 2, "write": 1}
+    direction = directions.get(access, 0) << (29 if other_layout else 30)
+    return direction | size << 16 | kind << 8 | number
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2) itself: the C library's posix_fallocate writes a byte into each block where
+    the file system can't, which takes hours on NFS and can't be stopped.
+
+    :raises OSError: ``EOPNOTSUPP`` where the file system or device has no such thing.
+    """
+    name = "fallocate64" if hasattr(_libc, "fallocate64") else "fallocate"
+    while True:
+        with contextlib.suppress(InterruptedError):
+            _call(name, fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length))
+            return
 
 
 def rename_without_replacing(from_fd: int, old: str, to_fd: int, new: str) -> None:

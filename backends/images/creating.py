@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ COMPATS = ("0.10", "1.1")
 _DEFAULT_COMPAT = "1.1"
 _EXTENDED_L2_CLUSTER = 16384
 _FULL = os.strerror(errno.ENOSPC)
+_LOCKED = re.compile(r'Failed to get (shared )?".*" lock')
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,20 +311,27 @@ def create(
     if os.path.lexists(path):
         raise _standing(path)
     for argv in commands(request, path):
-        _run(argv, run)
+        run_tool(argv, run)
     with _translated(f"write {path} to the disk"), _opened(path, os.O_RDONLY) as fd:
         os.fsync(fd)
 
 
-def _run(argv: Sequence[str], run: Run) -> None:
-    """Run qemu-img, which tells a full file system from other failures by words alone."""
+def run_tool(argv: Sequence[str], run: Run) -> None:
+    """Run qemu-img or qemu-io, which tell some failures from others by words alone.
+
+    :raises errors.NoSpace: the file system is full.
+    :raises errors.InUse: another process holds the image's lock.
+    """
     try:
         run(argv)
     except errors.CommandFailed as error:
-        if _FULL not in error.message:
-            raise
-        hint = "Free some space or use a larger pool."
-        raise errors.NoSpace(error.message, hint=hint) from error
+        if _FULL in error.message:
+            hint = "Free some space or use a larger pool."
+            raise errors.NoSpace(error.message, hint=hint) from error
+        if _LOCKED.search(error.message):
+            hint = "Stop what uses the image, such as a virtual machine."
+            raise errors.InUse(error.message, hint=hint) from error
+        raise
 
 
 def _create_raw(request: ImageRequest, path: str, checkpoint: Checkpoint) -> None:
@@ -430,7 +439,7 @@ def resize(
         _resize_raw(path, capacity, shrink, allocate, checkpoint)
         return
     for argv in resize_commands(format, path, capacity, shrink=shrink):
-        _run(argv, run)
+        run_tool(argv, run)
 
 
 def _resize_raw(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
+import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Iterator
 
+from backends.host import kernel
 from backends.images.allocating import UNSUPPORTED, Checkpoint, write_zeros
-from backends.sizes import MIB
+from backends.sizes import KIB, MIB
 
 CLEARED_AT_ONCE = 256 * MIB
 """Bytes between two checkpoints; a device may have to write all of them."""
@@ -17,12 +19,16 @@ CLEARED_AT_ONCE = 256 * MIB
 BLOCK = 4096
 """What a device is cleared in; a multiple of every logical block size, in bytes."""
 
+SMALL = 64 * KIB
+"""Bytes that a device gets written as zeros rather than by a request of their own."""
+
 _KEEP_SIZE = 0x01
 _PUNCH_HOLE = 0x02
 _ZERO_RANGE = 0x10
 """Modes of fallocate(2), from ``linux/falloc.h``."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_FICLONE = kernel.ioctl_number("write", 0x94, 9, struct.calcsize("i"))
+_ZEROS = bytes(64 * KIB)
 
 
 def extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
@@ -64,7 +70,7 @@ def clear(fd: int, start: int, end: int, checkpoint: Checkpoint) -> None:
     """
     if stat.S_ISBLK(os.fstat(fd).st_mode):
         first, last = -(-start // BLOCK) * BLOCK, end // BLOCK * BLOCK
-        if first >= last:
+        if last - first < SMALL:
             write_zeros(fd, start, end, checkpoint)
             return
         write_zeros(fd, start, first, checkpoint)
@@ -93,16 +99,25 @@ def _write_over_data(fd: int, start: int, end: int, checkpoint: Checkpoint) -> N
 
 def _fallocate(fd: int, mode: int, start: int, end: int) -> bool:
     """fallocate(2); false where that mode is not to be had."""
-    function: Callable[..., int] | None = getattr(_libc, "fallocate64", None) or getattr(
-        _libc, "fallocate", None
-    )
-    if function is None:
-        return False
-    arguments = fd, mode | _KEEP_SIZE, ctypes.c_int64(start), ctypes.c_int64(end - start)
-    while function(*arguments) == -1:
-        number = ctypes.get_errno()
-        if number in UNSUPPORTED or number == errno.EINVAL:
+    try:
+        kernel.fallocate(fd, mode | _KEEP_SIZE, start, end - start)
+    except OSError as error:
+        if error.errno in UNSUPPORTED or error.errno == errno.EINVAL:
             return False
-        if number != errno.EINTR:
-            raise OSError(number, os.strerror(number))
+        raise
     return True
+
+
+def is_zero(block: memoryview | bytearray, start: int = 0, end: int | None = None) -> bool:
+    """Whether a part of a buffer holds zeros alone."""
+    part = bytes(block[start:end])
+    return part == bytes(len(part)) if len(part) > len(_ZEROS) else _ZEROS.startswith(part)
+
+
+def reflink(target: int, source: int) -> None:
+    """Let a file share all extents of another one, whose size it gets (ioctl_ficlone(2)).
+
+    :raises OSError: ``EXDEV`` for another file system, ``EOPNOTSUPP``, ``ENOTTY`` or ``EINVAL``
+        where the file system can't do it.
+    """
+    fcntl.ioctl(target, _FICLONE, source)

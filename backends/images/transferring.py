@@ -22,7 +22,7 @@ from backends import errors
 from backends.base import OpenVolume, Progress, Work
 from backends.images import probing
 from backends.images.formats import FORMATS, same
-from backends.images.holes import clear, extents
+from backends.images.holes import clear, extents, is_zero
 from backends.sizes import MIB, format_quantity
 
 PIECE = 1 * MIB
@@ -219,8 +219,7 @@ def with_holes(data: bytes | memoryview) -> Iterator[Piece]:
 
 
 def _is_zero(view: memoryview, start: int) -> bool:
-    block = view[start : start + ZERO_BLOCK]
-    return block == memoryview(_ZEROS)[: len(block)]
+    return is_zero(view, start, start + ZERO_BLOCK)
 
 
 class Writer:
