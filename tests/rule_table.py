@@ -422,7 +422,8 @@ BAD_VOLUMES = (
     Case("an unknown operation", operation("operation: Resize"), ("spec.operation",)),
     Case("a negative time to live", operation("operation: Wipe, ttlSecondsAfterFinished: -1"),
          ("spec.ttlSecondsAfterFinished",)),
-    Case("a query without a host", node("discover: [{type: netfs}]"), ("spec.discover[0].host",)),
+    Case("a query of nothing", node("discover: [{host: {name: a.example}}]"),
+         ("spec.discover[0].type",)),
 )  # fmt: skip
 
 CASES = (*_member_cases(), *GOOD_POOLS, *BAD_POOLS, *GOOD_VOLUMES, *BAD_VOLUMES)
