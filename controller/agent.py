@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 from backends import errors
 from controller.engine import Engine
+from controller.health import Health
+from controller.metrics import Metrics
 from controller.nodes import NodeReporter, node_key
 from controller.notifying import notify
 from controller.resources import Declared, Key
@@ -38,6 +40,7 @@ class Agent:
 
     :param reporter: tells what this node can serve; None where nobody is told.
     :param pruning: how much may be pruned at once; None for no pruning.
+    :param health: is told what keeps it alive and ready.
     """
 
     def __init__(
@@ -48,14 +51,23 @@ class Agent:
         *,
         reporter: NodeReporter | None = None,
         pruning: Threshold | None = None,
+        health: Health | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._store = store
         self._engine = engine
         self._sources = sources
         self._reporter = reporter
         self._pruning = pruning
-        self._workers = Workers(engine.reconcile)
+        metrics = metrics or Metrics()
+        self._workers = Workers(metrics.timed(engine.reconcile))
         engine.jobs.wake = self._workers.nudge
+        metrics.watch(self._workers)
+        metrics.watch_jobs(engine.jobs)
+        self._health = health or Health()
+        self._health.ready_while("store", lambda: self._problem)
+        self._health.ready_while("sources", self._unread)
+        self._problem = "was not read yet"
         self._refused: dict[str, list[Declared]] = {}
         self._revisions: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -79,10 +91,13 @@ class Agent:
             follower.start()
         if self._reporter is not None:
             self._reporter.start()
+        self._health.threads(*followers)
+        pulse = self._health.pulse("agent")
         _tell_manager("READY=1")
         log.info("keeping the pools of node %s", self._engine.node)
         revision = -1
         while not stop.is_set():
+            pulse.beat()
             revision = self._look(revision)
             stop.wait(POLL)
         return self._stop(followers)
@@ -108,14 +123,20 @@ class Agent:
         """Wake whom a change of the store concerns; the revision that was looked at."""
         try:
             current = self._store.revision()
-            if current == revision:
-                return revision
-            self._apply_refused()
-            self._wake(self._engine.world())
+            if current != revision:
+                self._apply_refused()
+                self._wake(self._engine.world())
         except errors.StorageError as error:
             log.error("the store can't be read: %s", error)
+            self._problem = str(error)
             return revision
+        self._problem = ""
         return current
+
+    def _unread(self) -> str:
+        """Which sources were not taken over yet."""
+        left = [item.origin for item in self._sources if item.origin not in self._refused]
+        return f"not read yet: {', '.join(left)}" if left else ""
 
     def _wake(self, world: World) -> None:
         names = world.pool_names()

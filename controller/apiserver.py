@@ -13,6 +13,7 @@ import logging
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -70,12 +71,17 @@ class ApiServer:
     """A client of the API server that kubeconfig or service account name. Safe for threads.
 
     :param stop: once set, nothing is waited for and no request is tried again.
+    :ivar answers: number of requests, but for watches, by verb and status code; the latter is
+        ``none`` where there was no answer.
+    :ivar problem: what kept the last request from being answered; empty once one was.
     :raises errors.Inaccessible: where nothing says how to reach a server.
     """
 
     def __init__(self, stop: threading.Event | None = None) -> None:
         self._stop = stop or threading.Event()
         self._lock = threading.Lock()
+        self.answers: Counter[tuple[str, str]] = Counter()
+        self.problem = ""
         self._connect()
 
     def _connect(self) -> None:
@@ -106,7 +112,9 @@ class ApiServer:
         """The object of that key, or None where there is none."""
         arguments = _named(key)
         try:
-            return self._plain(f"read {key}", lambda: self._client.get(_class(key), **arguments))
+            return self._plain(
+                "get", f"read {key}", lambda: self._client.get(_class(key), **arguments)
+            )
         except errors.NotFound:
             return None
 
@@ -120,7 +128,7 @@ class ApiServer:
             objects = tuple(dict(item) for item in found)
             return Listed(objects, found.resourceVersion)
 
-        return self._patiently(f"list {kind.plural}", ask)
+        return self._patiently("list", f"list {kind.plural}", ask)
 
     def watch(
         self, kind: Kind, selector: Mapping[str, str], version: str
@@ -156,12 +164,14 @@ class ApiServer:
         target = _class(key).Status if status else _class(key)
         arguments: dict[str, Any] = {**_named(key), "obj": patch, "patch_type": PatchType.JSON}
         what = f"write the status of {key}" if status else f"write {key}"
-        return self._plain(what, lambda: self._client.patch(target, **arguments))
+        return self._plain("patch", what, lambda: self._client.patch(target, **arguments))
 
     def merge(self, key: Key, patch: Object) -> Object:
         """Apply a merge patch (RFC 7386); the object as it is then."""
         arguments: dict[str, Any] = {**_named(key), "obj": patch, "patch_type": PatchType.MERGE}
-        return self._plain(f"write {key}", lambda: self._client.patch(_class(key), **arguments))
+        return self._plain(
+            "patch", f"write {key}", lambda: self._client.patch(_class(key), **arguments)
+        )
 
     def apply(self, key: Key, wanted: Object) -> Object:
         """Server-side apply without force; the object as it is then.
@@ -169,7 +179,9 @@ class ApiServer:
         :raises errors.Conflict: somebody else set one of the fields to another value.
         """
         arguments: dict[str, Any] = {**_named(key), "obj": wanted, "patch_type": PatchType.APPLY}
-        return self._plain(f"apply {key}", lambda: self._client.patch(_class(key), **arguments))
+        return self._plain(
+            "apply", f"apply {key}", lambda: self._client.patch(_class(key), **arguments)
+        )
 
     def create(self, key: Key, wanted: Object) -> Object:
         """Make an object; the object as it is then.
@@ -178,13 +190,15 @@ class ApiServer:
         """
         arguments: dict[str, Any] = {"namespace": key.namespace} if key.namespace else {}
         made = _class(key)(wanted)
-        return self._plain(f"make {key}", lambda: self._client.create(made, **arguments))
+        return self._plain("create", f"make {key}", lambda: self._client.create(made, **arguments))
 
     def delete(self, key: Key) -> bool:
         """Ask for deletion; whether there was such an object."""
         arguments = _named(key)
         try:
-            self._patiently(f"delete {key}", lambda: self._client.delete(_class(key), **arguments))
+            self._patiently(
+                "delete", f"delete {key}", lambda: self._client.delete(_class(key), **arguments)
+            )
         except errors.NotFound:
             return False
         return True
@@ -193,6 +207,7 @@ class ApiServer:
         """The data of a Secret, each value in base64; None where there is none."""
         try:
             found = self._plain(
+                "get",
                 f"read Secret {namespace}/{name}",
                 lambda: self._client.get(_resource("Secret"), name, namespace=namespace),
             )
@@ -206,12 +221,13 @@ class ApiServer:
         :raises errors.Conflict: there is one of that name.
         """
         made = _resource("Event")(event)
-        self._patiently("post an event", lambda: self._client.create(made))
+        self._patiently("create", "post an event", lambda: self._client.create(made))
 
     def get_event(self, namespace: str, name: str) -> Object | None:
         """An Event by its name, or None where there is none."""
         try:
             return self._plain(
+                "get",
                 "read an event",
                 lambda: self._client.get(_resource("Event"), name, namespace=namespace),
             )
@@ -221,20 +237,21 @@ class ApiServer:
     def merge_event(self, namespace: str, name: str, patch: Object) -> None:
         """Change an Event by a merge patch."""
         self._patiently(
+            "patch",
             "count an event",
             lambda: self._client.patch(
                 _resource("Event"), name, patch, namespace=namespace, patch_type=PatchType.MERGE
             ),
         )
 
-    def _plain(self, what: str, ask: Callable[[], Any]) -> Object:
-        return dict(self._patiently(what, ask))
+    def _plain(self, verb: str, what: str, ask: Callable[[], Any]) -> Object:
+        return dict(self._patiently(verb, what, ask))
 
-    def _patiently(self, what: str, ask: Callable[[], T]) -> T:
+    def _patiently(self, verb: str, what: str, ask: Callable[[], T]) -> T:
         """Ask until there is an answer, the server says no, or tries or patience are at an end."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return ask()
+                return self._counted(verb, ask)
             except httpx2.HTTPStatusError as error:
                 problem, delay = _translated(what, error), _retry_after(error.response)
                 if error.response.status_code == _UNAUTHORIZED and attempt == 1:
@@ -250,6 +267,23 @@ class ApiServer:
             if self._stop.wait(wait * random.uniform(1.0, 1.1)):  # noqa: S311
                 raise problem
         raise AssertionError("unreachable")
+
+    def _counted(self, verb: str, ask: Callable[[], T]) -> T:
+        """Ask once, and keep in mind what kind of answer came."""
+        code, problem = "2xx", ""
+        try:
+            return ask()
+        except httpx2.HTTPStatusError as error:
+            code = str(error.response.status_code)
+            problem = str(_translated(verb, error)) if int(code) in _BUSY else ""
+            raise
+        except httpx2.HTTPError as error:
+            code, problem = "none", str(_unreachable(verb, error))
+            raise
+        finally:
+            with self._lock:
+                self.answers[verb, code] += 1
+                self.problem = problem
 
 
 def _retry_after(response: httpx2.Response) -> float | None:

@@ -12,6 +12,8 @@ from controller.apiserver import ApiServer
 from controller.binding import Binder
 from controller.clusterstore import ClusterStore
 from controller.engine import Engine
+from controller.health import Health
+from controller.metrics import Metrics, Requests
 from controller.nodes import NodeReporter
 from controller.posting import Poster
 from controller.retrying import backoff
@@ -31,6 +33,9 @@ RESYNC_SOON = 2.0
 STOP_WITHIN = 20.0
 """Seconds that workers have to end the step they are at; running commands are ended at once."""
 
+TURN = 10.0
+"""Seconds after which the loop turns even where nothing is to be done, to show that it moves."""
+
 POST_WITHIN = 2.0
 """Seconds that events have to be posted in at the end."""
 
@@ -39,6 +44,7 @@ class ClusterAgent:
     """Keeps this node's pools as the API server declares them.
 
     :param stop: the event that the server client was given as well; set by ``stop``.
+    :param health: is told what keeps it alive and ready.
     """
 
     def __init__(
@@ -50,6 +56,8 @@ class ClusterAgent:
         reporter: NodeReporter,
         *,
         stop: threading.Event,
+        health: Health,
+        metrics: Metrics,
     ) -> None:
         self.synced = threading.Event()
         self._server = server
@@ -58,11 +66,18 @@ class ClusterAgent:
         self._poster = poster
         self._reporter = reporter
         self._stop = stop
-        self._workers = Workers(engine.reconcile)
+        self._workers = Workers(metrics.timed(engine.reconcile))
         engine.jobs.wake = self._workers.nudge
         self._binder = Binder(server, store, stop=stop)
         self._resync_at = 0.0
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
+        self._health = health
+        self._pulse = health.pulse("agent")
+        health.ready_while("synced", self._unsynced)
+        health.ready_while("api-server", lambda: server.problem)
+        metrics.watch(self._workers)
+        metrics.watch_jobs(engine.jobs)
+        metrics.watch_requests(self._requests)
 
     def start(self) -> None:
         """Begin; pools are worked on once everything declared is known."""
@@ -70,6 +85,7 @@ class ClusterAgent:
         self._poster.start()
         self._reporter.start()
         self._thread.start()
+        self._health.threads(self._thread, self._poster.thread)
 
     def stop(self) -> bool:
         """End after the steps that are under way; false where one did not end in time."""
@@ -94,9 +110,21 @@ class ClusterAgent:
         self._resync_at = min(self._resync_at, time.monotonic() + RESYNC_SOON)
         self._store.changed.set()
 
+    def _unsynced(self) -> str:
+        return "" if self.synced.is_set() else "what is declared was not listed yet"
+
+    def _requests(self) -> Requests:
+        return Requests(
+            answers=dict(self._server.answers),
+            events_posted=self._poster.posted,
+            events_dropped=self._poster.dropped,
+            events_waiting=self._poster.waiting,
+        )
+
     def _run(self) -> None:
         failures = 0
         while not self._stop.is_set():
+            self._pulse.beat()
             try:
                 self._look()
                 failures = 0
@@ -117,7 +145,8 @@ class ClusterAgent:
                 log.info("keeping the pools of node %s", self._store.node)
                 self.synced.set()
                 self._binder.start()
-        if self._store.changed.wait(max(0.0, self._resync_at - time.monotonic())):
+        until_resync = max(0.0, self._resync_at - time.monotonic())
+        if self._store.changed.wait(min(TURN, until_resync)):
             self._stop.wait(GATHER)
             self._wake()
 

@@ -40,7 +40,7 @@ from controller.resources import (
     now,
     object_name,
 )
-from controller.steps import Observer, Steps
+from controller.steps import Look, Observer, Steps
 from controller.store import ResourceStore
 from controller.worlds import World, volume_name
 
@@ -89,7 +89,8 @@ class Engine:
         self.jobs = jobs or Jobs()
         self.jobs.moved = self._note_progress
         self.examiner = Examiner(context, node=node, boot=boot, jobs=self.jobs)
-        self._steps = Steps(store, observer or Observer())
+        self.observer = observer or Observer()
+        self._steps = Steps(store, self.observer)
         self._status_lock = threading.Lock()
 
     def world(self) -> World:
@@ -322,6 +323,7 @@ class Engine:
             if item.failed is not None:
                 failures.setdefault(item.resource.key, [item.failed])
         readable = facts is not None and facts.presence is Presence.PRESENT
+        told: list[StatusBase] = []
         for examined in found.volumes:
             observed = None
             if examined.volume is not None and facts is not None:
@@ -337,10 +339,16 @@ class Engine:
                 job=examined.job,
                 now=moment,
             )
+            told.append(status)
             self._settle(examined, status, failures)
+        own_status = None
         if found.own is not None:  # last: a volume that is going needs its pool
             own_status = self._pool_status(found, failures, moment)
             self._settle(found.own, own_status, failures)
+        type = found.own.resource.spec.type if found.own is not None else ""
+        self.observer.looked(
+            Look(name=found.name, type=type, status=own_status, volumes=tuple(told))
+        )
 
     def _adopt_discovered(self, found: PoolExamination) -> None:
         """Declare what nobody declared, where the pool's ``discovery`` is Adopt."""

@@ -10,8 +10,6 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from backends import errors, support
@@ -20,6 +18,7 @@ from backends.host import needs, tools
 from backends.spec import NodeSpec, NodeStatus, PoolTypeSupport, ToolVersion
 from controller import summarising
 from controller.discovering import Discoverer
+from controller.release import release
 from controller.resources import (
     REQUESTED_AT,
     AnyResource,
@@ -221,12 +220,3 @@ class NodeReporter:
             "sources": self._discoverer.sources,
         }
         return NodeStatus(**fields)
-
-
-@cache
-def release() -> str | None:
-    """The release of this installation; None where it is not installed."""
-    try:
-        return version("poolkeeper")
-    except PackageNotFoundError:
-        return None

@@ -5,13 +5,15 @@ date; the agent's workers do the rest. So kopf sets no finalizer and no annotati
 depends on an event having been seen.
 
 Run by ``poolkeeper operator``, or by ``kopf run --standalone -A -m controller.operator``. Settings
-of the latter are in the environment: ``NODE_NAMES``, ``NODE_SETTINGS`` and
-``POOLKEEPER_STATE_DIR``.
+of the latter are in the environment: ``NODE_NAMES``, ``NODE_SETTINGS``, ``POOLKEEPER_STATE_DIR``
+and ``POOLKEEPER_LISTEN``. kopf's own endpoint for liveness is not used: it would answer for kopf
+alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -27,11 +29,15 @@ import kopf
 from backends import errors
 from backends.schema import duration_seconds
 from controller.apiserver import ApiServer
+from controller.cli import options
+from controller.cli.running import serving
 from controller.cli.session import Session, session
 from controller.clusteragent import ClusterAgent
 from controller.clusternode import ServedNode
 from controller.clusterstore import WATCHED, ClusterStore
+from controller.health import Health, Pulse
 from controller.locking import AgentLock
+from controller.metrics import Metrics
 from controller.nodes import DEFAULT, NodeReporter, NodeSettings
 from controller.posting import Poster
 from controller.resources import GROUP, VERSION, kinds
@@ -51,6 +57,9 @@ SERVER_TIMEOUT = 300
 """Seconds after which the server ends a watch, so that one that was cut in silence ends too."""
 
 LONGEST_BACKOFF = 30.0
+BEAT = 5.0
+"""Seconds between two signs of life of kopf's loop."""
+
 LOCK_WITHIN = 60.0
 """Seconds that another process may take to end its work on the state directory."""
 
@@ -64,14 +73,21 @@ _POOLS, _VOLUMES = (kinds()[name] for name in WATCHED)
 class Operator:
     """What the handlers share: the state directory's lock, the store, and the agent."""
 
-    def __init__(self, chosen: Session, nodes: NodeSettings) -> None:
+    def __init__(
+        self, chosen: Session, nodes: NodeSettings, *, listen: tuple[str, int] | None = None
+    ) -> None:
         self.node = chosen.node
+        self.health = Health()
+        self.watching = self.health.pulse("watching")
         self._nodes = nodes
+        self._metrics = Metrics(ready=self.health.is_ready)
+        self._serving = serving(listen, self.health, self._metrics)
         self.store: ClusterStore | None = None
         self.agent: ClusterAgent | None = None
         self._session = chosen
         self._lock = AgentLock(chosen.state)
         self._local: Store | None = None
+        self._running = contextlib.ExitStack()
 
     def start(self) -> None:
         """Open the state directory and begin to work.
@@ -86,14 +102,24 @@ class Operator:
         self._local = Store(self._session.state)
         self.store = ClusterStore(server, self._local, poster, node=self.node)
         secrets = ClusterSecrets(server)
-        engine = self._session.engine(self.store, secrets=secrets)
+        engine = self._session.engine(self.store, self._metrics.observer, secrets=secrets)
         reporter = NodeReporter(
             ServedNode(server, node=self.node),
             self._session.context(secrets),
             boot=engine.boot,
             heartbeat=self._nodes.heartbeat,
         )
-        self.agent = ClusterAgent(server, self.store, engine, poster, reporter, stop=stop)
+        self.agent = ClusterAgent(
+            server,
+            self.store,
+            engine,
+            poster,
+            reporter,
+            stop=stop,
+            health=self.health,
+            metrics=self._metrics,
+        )
+        self._running.enter_context(self._serving)
         self.agent.start()
 
     def _acquire(self) -> None:
@@ -111,6 +137,7 @@ class Operator:
     def stop(self) -> bool:
         """End the work and let the state directory go; false where a step did not end in time."""
         ended = self.agent is None or self.agent.stop()
+        self._running.close()
         if self._local is not None and ended:
             self._local.close()
         self._lock.release()
@@ -124,17 +151,18 @@ class _Backoffs:
         return itertools.chain((0.5, 1, 2, 5, 10), itertools.repeat(LONGEST_BACKOFF))
 
 
-def run(chosen: Session, *, liveness: str = "", nodes: NodeSettings = DEFAULT) -> bool:
+def run(
+    chosen: Session, *, listen: tuple[str, int] | None = None, nodes: NodeSettings = DEFAULT
+) -> bool:
     """Run until SIGTERM or SIGINT; false where a step did not end in time.
 
     kopf ends where a watch is answered by an error, as by a server that has started and does not
     serve the kinds yet. It is begun anew; the agent goes on all the while.
 
-    :param liveness: where to answer that the process lives, such as
-        ``http://0.0.0.0:8080/healthz``.
+    :param listen: host and port of the HTTP side; None for none.
     :raises errors.StorageError: where the work can't begin.
     """
-    operator = Operator(chosen, nodes)
+    operator = Operator(chosen, nodes, listen=listen)
     operator.start()
     failures = 0
     try:
@@ -144,13 +172,13 @@ def run(chosen: Session, *, liveness: str = "", nodes: NodeSettings = DEFAULT) -
                 kopf.run(
                     clusterwide=True,
                     standalone=True,
-                    liveness_endpoint=liveness or None,
                     memo=kopf.Memo(operator=operator),
                 )
                 break
             except Exception as error:  # noqa: BLE001 - kopf's own errors have no public names
                 failures = failures + 1 if time.monotonic() - begun < LONGEST_BACKOFF else 1
                 log.warning("watching broke off and is begun anew: %s", error)
+                operator.watching.beat()
                 if _signalled_within(backoff(failures)):
                     break
     finally:
@@ -172,10 +200,20 @@ async def begin(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     if "operator" not in memo:
         state = os.environ.get("POOLKEEPER_STATE_DIR")
         named = next((os.environ[name] for name in NODE_NAMES if os.environ.get(name)), "")
-        operator = Operator(session(Path(state) if state else None, named), _node_settings())
+        listen = options.address(os.environ.get("POOLKEEPER_LISTEN", ""))
+        chosen = session(Path(state) if state else None, named)
+        operator = Operator(chosen, _node_settings(), listen=listen)
         await asyncio.to_thread(operator.start)
         memo.operator = memo.started = operator
     _configure(settings, memo.operator.node)
+    memo.beating = asyncio.create_task(_beat(memo.operator.watching))
+
+
+async def _beat(pulse: Pulse) -> None:
+    """Show that the loop moves in which kopf watches."""
+    while True:
+        pulse.beat()
+        await asyncio.sleep(BEAT)
 
 
 def _node_settings() -> NodeSettings:
@@ -211,6 +249,7 @@ def _configure(settings: kopf.OperatorSettings, node: str) -> None:
 @kopf.on.cleanup()
 async def end(memo: Any, **_: Any) -> None:
     """Stop the agent that was started with kopf; the steps under way get their time."""
+    memo.beating.cancel()
     if "started" in memo:
         await asyncio.to_thread(memo.started.stop)
 
@@ -234,13 +273,3 @@ def _observe(operator: Operator, kind: str, event: kopf.RawEvent) -> None:
     operator.store.observe(kinds()[kind], found, deleted=event["type"] == "DELETED")
     if event["type"] is None:  # of a list: the watch began, or began anew after a gap
         operator.agent.resync_soon()
-
-
-@kopf.on.probe(id="node")
-async def node(memo: Any, **_: Any) -> dict[str, Any]:
-    """What the liveness answer says."""
-    agent = memo.operator.agent if "operator" in memo else None
-    return {
-        "name": memo.operator.node if "operator" in memo else "",
-        "synced": agent is not None and agent.synced.is_set(),
-    }

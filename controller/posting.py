@@ -58,6 +58,9 @@ class Poster:
     """Posts events in a thread of its own; what it can't post in time it drops.
 
     :param node: the host that events name as their source.
+    :ivar posted: events that the server took, each repetition that was counted included.
+    :ivar dropped: events that were too many.
+    :ivar thread: posts them, once started.
     """
 
     def __init__(self, server: ApiServer, *, node: str) -> None:
@@ -65,20 +68,27 @@ class Poster:
         self._node = node
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
         self._posted: OrderedDict[str, float] = OrderedDict()
-        self._dropped = 0
+        self._told_dropped = 0
+        self.posted = 0
+        self.dropped = 0
         self._lock = threading.Lock()
         self._news = threading.Event()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
 
     def stop(self, seconds: float) -> None:
         """Post what still can be posted within that time."""
         self._stop.set()
         self._news.set()
-        self._thread.join(seconds)
+        self.thread.join(seconds)
+
+    @property
+    def waiting(self) -> int:
+        """Events whose turn has not come."""
+        return len(self._waiting)
 
     def post(self, key: Key, uid: str, type: EventType, reason: str, message: str) -> None:
         """Post an event when its turn comes; returns at once."""
@@ -96,7 +106,7 @@ class Poster:
                 )  # fmt: skip
             while len(self._waiting) > MAX_WAITING:
                 self._waiting.popitem(last=False)
-                self._dropped += 1
+                self.dropped += 1
         self._news.set()
 
     def _run(self) -> None:
@@ -122,9 +132,10 @@ class Poster:
         """The next event whose turn it is."""
         present = time.monotonic()
         with self._lock:
-            if self._dropped:
-                log.warning("%d events were dropped: too many at once", self._dropped)
-                self._dropped = 0
+            if self.dropped > self._told_dropped:
+                since = self.dropped - self._told_dropped
+                log.warning("%d events were dropped: too many at once", since)
+                self._told_dropped = self.dropped
             for name, item in self._waiting.items():
                 if present - self._posted.get(name, -COUNT_EVERY) >= COUNT_EVERY:
                     del self._waiting[name]
@@ -153,6 +164,8 @@ class Poster:
             return False
         except errors.StorageError as error:
             log.warning("an event of %s is lost: %s", item.key, error)
+        else:
+            self.posted += 1
         self._posted[name] = time.monotonic()
         while len(self._posted) > _KNOWN:
             self._posted.popitem(last=False)

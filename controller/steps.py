@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from backends import errors
 from backends.base import Backend, Pool, Progress, Verb, Volume, Work
+from backends.spec import StatusBase
 from controller.planning import Action
 from controller.resources import AnyResource
 from controller.store import EventType, ResourceStore
@@ -33,12 +34,26 @@ _DONE = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What a pass found in the end.
+
+    :param type: the pool's; empty where the pool is not declared, and ``status`` None.
+    """
+
+    name: str
+    type: str
+    status: StatusBase | None
+    volumes: tuple[StatusBase, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observer:
     """Whom to tell while steps go on; the command line draws its progress from this."""
 
     began: Callable[[Action], None] = lambda action: None
     moved: Callable[[Action, Progress], None] = lambda action, progress: None
     ended: Callable[[Action, errors.StorageError | None], None] = lambda action, error: None
+    looked: Callable[[Look], None] = lambda look: None
 
 
 class Steps:

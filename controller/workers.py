@@ -7,12 +7,15 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from backends import errors
 from controller.engine import Outcome
 from controller.retrying import backoff
 
 log = logging.getLogger(__name__)
+
+WorkerState = Literal["busy", "retrying", "idle"]
 
 JITTER = 0.1
 """Part of a delay by which it is drawn longer or shorter, so that pools spread out."""
@@ -31,6 +34,7 @@ class Worker:
     ) -> None:
         self.name = name
         self.retrying = False
+        self.busy = False
         self._predecessor = predecessor
         self._reconcile = reconcile
         self._acted = acted
@@ -53,6 +57,11 @@ class Worker:
         """Stop after the pass that is under way."""
         self._stop.set()
         self._wake.set()
+
+    @property
+    def woken(self) -> bool:
+        """Whether there is a reason for a pass that has not begun."""
+        return self._wake.is_set()
 
     def join(self, seconds: float | None) -> bool:
         """Wait for the thread, without end where None; false where it did not end in time."""
@@ -80,6 +89,7 @@ class Worker:
             self._wake.wait(delay * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
 
     def _pass(self) -> Outcome | None:
+        self.busy = True
         try:
             return self._reconcile(self.name)
         except errors.StorageError as error:
@@ -87,6 +97,8 @@ class Worker:
         except Exception:
             # A mistake in one pool's pass must not end the agent for the others.
             log.exception("pool %s: the pass broke off", self.name)
+        finally:
+            self.busy = False
         return None
 
 
@@ -119,6 +131,24 @@ class Workers:
             for name in names:
                 if name in self._workers:
                     self._workers[name].nudge()
+
+    def names(self) -> set[str]:
+        """The pools that are worked on."""
+        with self._lock:
+            return set(self._workers)
+
+    def states(self) -> list[WorkerState]:
+        """What each worker does now."""
+        with self._lock:
+            workers = list(self._workers.values())
+        return [
+            "busy" if item.busy else "retrying" if item.retrying else "idle" for item in workers
+        ]
+
+    def queue_depth(self) -> int:
+        """How many pools wait for a pass to begin."""
+        with self._lock:
+            return sum(item.woken for item in self._workers.values())
 
     def keep(self, names: Iterable[str]) -> None:
         """Stop the workers of all other pools."""

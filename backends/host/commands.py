@@ -111,7 +111,21 @@ _PACKAGES = {
 """The Debian package that each program comes in."""
 
 _spawned = 0
-_spawned_lock = threading.Lock()
+_usage: dict[str, Usage] = {}
+_counting = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What runs of one program came to.
+
+    :param failed: runs that ended otherwise than expected, or were ended.
+    :param seconds: of all runs together, from start to end.
+    """
+
+    runs: int = 0
+    failed: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +148,12 @@ class Completed:
 def spawned() -> int:
     """How many processes this module has started since it was imported."""
     return _spawned
+
+
+def usage() -> dict[str, Usage]:
+    """What each program has been run for since this module was imported, by its name."""
+    with _counting:
+        return dict(_usage)
 
 
 def quote(argv: Sequence[str]) -> str:
@@ -180,18 +200,21 @@ def run(
     limits.check()
     process = _start(command, input is not None, pass_fds, cwd, environment)
     conversation = _Conversation(process, input or b"", watch)
+    failed = True
     try:
         conversation.hold(limits)
+        status = process.wait()
+        failed = status not in expected
     except BaseException:
         _end_group(process)
         raise
     finally:
         conversation.close()
-    status = process.wait()
+        _count(command[0], limits.elapsed(), failed=failed)
     completed = Completed(
         command, status, conversation.stdout, conversation.stderr, limits.elapsed()
     )
-    if status not in expected:
+    if failed:
         raise _failure(completed)
     return completed
 
@@ -339,9 +362,16 @@ def _start(
         )
     except OSError as error:
         raise errors.from_os_error(error, doing=f"run {_shown(command)}") from error
-    with _spawned_lock:
+    with _counting:
         _spawned += 1
     return process
+
+
+def _count(program: str, seconds: float, *, failed: bool) -> None:
+    name = os.path.basename(program)
+    with _counting:
+        before = _usage.get(name, Usage())
+        _usage[name] = Usage(before.runs + 1, before.failed + failed, before.seconds + seconds)
 
 
 def missing(program: str) -> errors.MissingTool:

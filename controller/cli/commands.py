@@ -46,13 +46,9 @@ def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
+        from controller.release import release
 
-        try:
-            found = version("poolkeeper")
-        except PackageNotFoundError:
-            found = "unknown (not installed)"
-        typer.echo(f"poolkeeper {found}")
+        typer.echo(f"poolkeeper {release() or 'unknown (not installed)'}")
         raise typer.Exit
 
 
@@ -540,6 +536,7 @@ def run(
             help="And at most this part of what the source declared.",
         ),
     ] = 30,
+    listen: options.Listen = "",
     log_level: Annotated[LogLevel, typer.Option("--log-level", help="What is logged.")] = (
         LogLevel.INFO
     ),
@@ -568,21 +565,14 @@ def run(
         repository,
         pruning=threshold,
         level=log_level.value,
+        listen=options.address(listen),
     )
 
 
 @app.command()
 def operator(
     *,
-    liveness: Annotated[
-        str,
-        typer.Option(
-            "--liveness",
-            metavar="URL",
-            show_default=False,
-            help="Answer that the process lives, such as at http://0.0.0.0:8080/healthz.",
-        ),
-    ] = "",
+    listen: options.Listen = "",
     heartbeat: Annotated[
         float,
         typer.Option(
@@ -625,14 +615,14 @@ def operator(
     \b
     Examples:
       poolkeeper operator
-      poolkeeper operator --node-name hv-01 --liveness http://127.0.0.1:8080/healthz
+      poolkeeper operator --node-name hv-01 --listen 8080
     """
     from controller.cli import operating
     from controller.nodes import NodeSettings
 
     return operating.operate(
         _session(state_dir, node_name),
-        liveness=liveness,
+        listen=options.address(listen),
         nodes=NodeSettings(heartbeat=heartbeat, silence=silence),
         level=log_level.value,
     )

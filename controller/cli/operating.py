@@ -13,7 +13,9 @@ from controller.cli.session import Session
 from controller.nodes import NodeSettings
 
 
-def operate(session: Session, *, liveness: str, nodes: NodeSettings, level: str) -> int:
+def operate(
+    session: Session, *, listen: tuple[str, int] | None, nodes: NodeSettings, level: str
+) -> int:
     """Keep the pools that the API server declares for this node, until a signal comes."""
     try:
         nodes.check()
@@ -24,7 +26,7 @@ def operate(session: Session, *, liveness: str, nodes: NodeSettings, level: str)
     running.start_logging(level)
     for name in ("asyncio", "httpx2", "httpcore2", "kopf"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if operator.run(session, liveness=liveness, nodes=nodes):
+    if operator.run(session, listen=listen, nodes=nodes):
         return 0
     logging.shutdown()
     os._exit(1)  # a thread is stuck in the kernel; leaving in the ordinary way would wait for it

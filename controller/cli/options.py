@@ -10,6 +10,9 @@ from typing import Annotated
 import typer
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|)")
+_ADDRESS = re.compile(
+    r"(?:(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[^\s:\[\]]*)):)?(?P<port>[0-9]{1,5})"
+)
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -71,6 +74,17 @@ def seconds(text: str | float) -> float:
     return float(sum(float(number) * _SECONDS[unit] for number, unit in parts))
 
 
+def address(text: str) -> tuple[str, int] | None:
+    """A host, in brackets where it is an IPv6 address, and a port; loopback where only a port is
+    given, None for empty text."""
+    if not text:
+        return None
+    found = _ADDRESS.fullmatch(text)
+    if found is None or int(found["port"]) > 65535:
+        raise typer.BadParameter(f"{text!r} is not an address like 127.0.0.1:8080 or [::1]:8080.")
+    return found["v6"] or found["host"] or "127.0.0.1", int(found["port"])
+
+
 StateDir = Annotated[
     Path | None,
     typer.Option(
@@ -100,6 +114,17 @@ SecretsDir = Annotated[
         metavar="DIR",
         show_default=False,
         help="Where passphrases and keys are; default: secrets in the state directory.",
+    ),
+]
+Listen = Annotated[
+    str,
+    typer.Option(
+        "--listen",
+        envvar="POOLKEEPER_LISTEN",
+        metavar="[ADDRESS:]PORT",
+        show_default=False,
+        help="Serve /healthz, /readyz and /metrics there; without an address, for this host alone. "
+        "Off if left out.",
     ),
 ]
 Namespace = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -18,7 +19,9 @@ from controller.agent import Agent
 from controller.cli.printing import clean, say
 from controller.cli.session import Session
 from controller.cli.working import Deadline, take_over
+from controller.health import Health
 from controller.locking import AgentLock
+from controller.metrics import Metrics
 from controller.nodes import DEFAULT, NodeReporter, StoredNode
 from controller.sources.base import Source
 from controller.sources.directory import DirectorySource
@@ -54,9 +57,12 @@ def run(
     *,
     pruning: Threshold | None,
     level: str,
+    listen: tuple[str, int] | None = None,
 ) -> int:
     """Keep the pools of this node until a signal comes; 1 where a step did not end in time."""
     start_logging(level)
+    health = Health()
+    metrics = Metrics(ready=health.is_ready)
     sources = _sources(session, directories, repository)
     if pruning is not None and not sources:
         raise typer.BadParameter("--prune needs --directory or --git.")
@@ -64,21 +70,41 @@ def run(
     with AgentLock(session.state) as lock:
         if not _acquire(lock):
             return 1
-        with session.store() as store:
-            engine = session.engine(store)
+        with session.store() as store, serving(listen, health, metrics):
+            engine = session.engine(store, metrics.observer)
             reporter = NodeReporter(
                 StoredNode(store, node=session.node),
                 session.context(),
                 boot=engine.boot,
                 heartbeat=DEFAULT.heartbeat,
             )
-            agent = Agent(store, engine, sources, reporter=reporter, pruning=pruning)
+            agent = Agent(
+                store,
+                engine,
+                sources,
+                reporter=reporter,
+                pruning=pruning,
+                health=health,
+                metrics=metrics,
+            )
             ended = agent.run(stop)
             if not ended:
                 # A thread is stuck in the kernel; leaving in the ordinary way would wait for it.
                 logging.shutdown()
                 os._exit(1)
     return 0
+
+
+def serving(
+    listen: tuple[str, int] | None, health: Health, metrics: Metrics
+) -> contextlib.AbstractContextManager[object]:
+    """The agent's HTTP side, where it is wanted."""
+    if listen is None:
+        return contextlib.nullcontext()
+    from controller import serving  # noqa: PLC0415 - aiohttp is wanted here alone
+
+    routes = [*serving.health_routes(health), *serving.metrics_routes(metrics.exposition)]
+    return serving.Server(serving.Address(*listen), routes)
 
 
 def _acquire(lock: AgentLock) -> bool:
