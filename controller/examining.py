@@ -113,7 +113,8 @@ class Examiner:
             return self._backends[type_name]
 
     def mine(self, resource: AnyResource) -> bool:
-        return resource.spec.node_name in (None, self.node)
+        """Whether this node keeps it; so it does what names no node, or can't name one."""
+        return getattr(resource.spec, "node_name", None) in (None, self.node)
 
     def examine_pool(self, world: World, name: str) -> PoolExamination:
         found = PoolExamination(name=name)
