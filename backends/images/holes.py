@@ -28,6 +28,7 @@ _ZERO_RANGE = 0x10
 """Modes of fallocate(2), from ``linux/falloc.h``."""
 
 _FICLONE = kernel.ioctl_number("write", 0x94, 9, struct.calcsize("i"))
+_BLKDISCARD = kernel.ioctl_number("none", 0x12, 119, 0)
 _ZEROS = bytes(64 * KIB)
 
 
@@ -121,3 +122,12 @@ def reflink(target: int, source: int) -> None:
         where the file system can't do it.
     """
     fcntl.ioctl(target, _FICLONE, source)
+
+
+def discard(fd: int, start: int, end: int) -> None:
+    """Tell a block device that a range is not needed; what it reads then is open (``BLKDISCARD``).
+
+    :param start: like ``end`` at the border of a sector.
+    :raises OSError: ``EOPNOTSUPP`` where the device can't.
+    """
+    fcntl.ioctl(fd, _BLKDISCARD, struct.pack("=QQ", start, end - start))
