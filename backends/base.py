@@ -101,6 +101,16 @@ class PoolType:
         return any(item.is_required() for item in self.source.model_fields.values())
 
     @property
+    def found_only(self) -> bool:
+        """Whether what its pools stand on is found and not made, so that it is nobody's to own."""
+        return self.backend is not None and Operation.BUILD not in self.operations
+
+    @property
+    def finds_volumes(self) -> bool:
+        """Whether volumes are found in its pools and can't be made there."""
+        return self.backend is not None and Operation.CREATE_VOLUME not in self.operations
+
+    @property
     def source_formats(self) -> tuple[str, ...]:
         """Formats of the source that a manifest may name, default included."""
         item = self.source.model_fields.get("format")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat as modes
@@ -43,6 +44,11 @@ def opened(
         try:
             fd = os.open(f"/proc/self/fd/{place}", flags)
         except OSError as error:
+            found = users.users_of(place) if error.errno == errno.EBUSY else ()
+            if found:
+                raise errors.InUse(
+                    f"{path} is in use: {'; '.join(found)}.", hint="Stop what uses it."
+                ) from error
             raise errors.from_os_error(error, doing=f"open {path}") from error
         try:
             yield _described(fd, encrypted)

@@ -11,7 +11,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from backends import errors
-from backends.base import Backend, Pool, PoolFacts, Presence, Verb, Volume, VolumeFacts
+from backends.base import (
+    Backend,
+    Pool,
+    PoolFacts,
+    Presence,
+    Verb,
+    Volume,
+    VolumeFacts,
+)
 from backends.host.devices import Identity
 from backends.host.marks import Mark
 from backends.sizes import format_quantity
@@ -201,7 +209,10 @@ def plan_pool(
             )
         )
         return draft.finish()
-    present = _plan_backing(draft, facts, history, set(live_marks))
+    if pool.type.found_only:
+        present = _find_backing(draft, facts)
+    else:
+        present = _plan_backing(draft, facts, history, set(live_marks))
     if draft.refusals or pool.spec.adoption is Adoption.OBSERVE:
         return draft.finish()
     _plan_permissions(
@@ -245,6 +256,19 @@ def _overwrites(pool: Pool, history: PoolHistory) -> bool:
     """Whether a build may destroy what it finds, which it does once in a generation."""
     policy = pool.spec.build.policy
     return policy is BuildPolicy.OVERWRITE and history.built_generation != history.generation
+
+
+def _find_backing(draft: _Draft, facts: PoolFacts) -> bool:
+    """Whether a backing is there that is found and not made, and so is nobody's to own."""
+    if facts.presence is Presence.PRESENT:
+        return True
+    draft.refusals.append(
+        errors.NotFound(
+            f"{draft.backend.place(draft.pool)} is not there: {facts.detail}.",
+            hint="It is tried again.",
+        )
+    )
+    return False
 
 
 def _plan_backing(
@@ -466,6 +490,20 @@ def plan_volume(
 def _plan_creation(draft: _Draft, facts: PoolFacts, history: VolumeHistory) -> None:
     volume = _volume(draft)
     path = draft.backend.volume_path(draft.pool, volume.name)
+    if draft.pool.type.finds_volumes:
+        draft.refusals.append(
+            errors.Inaccessible(
+                f"{path} was there and can't be seen now.",
+                hint="Bring it back, or delete the resource. Nothing is taken for absent.",
+            )
+            if history.seen
+            else errors.Unsupported(
+                f"There is no volume {volume.name!r} in pool {draft.pool.name!r}: volumes of type "
+                f"{draft.pool.type.name} are found and not made.",
+                hint="Correct volumeName, or have the volume made where the pool finds it.",
+            )
+        )
+        return
     if volume.spec.adoption is Adoption.OBSERVE:
         draft.refusals.append(
             errors.NotFound(

@@ -165,7 +165,8 @@ def pool_status(
     former: PoolStatus = resource.status
     spec = resource.spec
     present = facts is not None and facts.presence is Presence.PRESENT
-    held = present and (spec.adoption is Adoption.OBSERVE or _ours(resource, facts))
+    found_only = pool is not None and pool.type.found_only
+    held = present and (found_only or spec.adoption is Adoption.OBSERVE or _ours(resource, facts))
     aspects = progress_aspects(
         plan,
         failures,

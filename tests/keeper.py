@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from backends.base import BackendContext
+from backends.base import BackendContext, NoSecrets, Secrets
 from backends.host.marks import MarkStore
 from controller.codecs import manifests
 from controller.engine import Engine, Outcome
@@ -30,13 +30,17 @@ MARKS = tuple(f"user.poolkeeper.{name}" for name in ("uid", "resource", "origin"
 class Keeper:
     """What a user and a host do to each other, without an agent in between."""
 
-    def __init__(self, state: Path, *, boot: str = BOOT, node: str = NODE) -> None:
+    def __init__(
+        self, state: Path, *, boot: str = BOOT, node: str = NODE, secrets: Secrets | None = None
+    ) -> None:
         self.state = state
+        self.secrets = secrets or NoSecrets()
         self.store = Store(state)
         self.engine = self.engine_of_boot(boot, node)
 
     def engine_of_boot(self, boot: str, node: str = NODE) -> Engine:
-        return Engine(self.store, BackendContext(marks=MarkStore(self.state)), node=node, boot=boot)
+        context = BackendContext(marks=MarkStore(self.state), secrets=self.secrets)
+        return Engine(self.store, context, node=node, boot=boot)
 
     def reboot(self, boot: str) -> None:
         """Go on as after a start of the host: same state, another boot id, a new process."""

@@ -245,6 +245,10 @@ BAD_POOLS = (
     Case("a port without its names",
          pool("type: scsi, target: {path: /dev}, scsi: {adapter: {type: fc_host}}"),
          ("needs wwnn and wwpn",)),
+    Case("a target that proves itself to nobody",
+         pool("type: iscsi, target: {path: /dev}, iscsi: {hosts: [{name: h}], device: {path: "
+              "'iqn.2024-01.org.example:a'}, mutualAuth: {username: t, secretRef: {name: s}}}"),
+         ("mutualAuth needs auth",)),
     Case("half a parent",
          pool(f"type: scsi, target: {{path: /dev}}, scsi: {{adapter: {{type: fc_host, {WWNS}, "
               "parentWwnn: '2000000000000003'}}"),

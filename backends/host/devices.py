@@ -240,13 +240,30 @@ def _rank(name: str) -> tuple[int, str]:
 
 def udev_properties(device: BlockDevice) -> dict[str, str]:
     """What udev keeps of a device, such as ``ID_FS_UUID``; empty where no udev runs."""
-    major, minor = device.number
-    try:
-        text = (_UDEV_DATABASE / f"b{major}:{minor}").read_text(errors="replace")
-    except OSError:
-        return {}
-    lines = [line[2:] for line in text.splitlines() if line.startswith("E:")]
+    lines = _udev_lines("E:", device.number)
     return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def udev_links(node: str) -> tuple[pathlib.Path, ...]:
+    """The links that udev has made for a device; none where no udev runs.
+
+    :param node: the kernel's own name, such as ``/dev/sdb``.
+    """
+    try:
+        facts = os.stat(node)
+    except OSError:
+        return ()
+    number = (os.major(facts.st_rdev), os.minor(facts.st_rdev))
+    return tuple(pathlib.Path("/dev", name) for name in _udev_lines("S:", number))
+
+
+def _udev_lines(kind: str, number: tuple[int, int]) -> list[str]:
+    """Entries of one kind in udev's database (sd-device's db files), without their prefix."""
+    try:
+        text = (_UDEV_DATABASE / f"b{number[0]}:{number[1]}").read_text(errors="replace")
+    except OSError:
+        return []
+    return [line[len(kind) :] for line in text.splitlines() if line.startswith(kind)]
 
 
 def _of_disk(sysfs: pathlib.Path, name: str) -> str | None:

@@ -19,6 +19,9 @@ that counts as ours, can't come of it.
 
 The attributes are written by anybody who may write to the file. They say what we made; they are
 no proof against the file's owner.
+
+What is no inode of a file system (a LUN, a partition of a label without names) has its mark in the
+state directory alone, under what its pool type knows it by: ``read_named`` and its like.
 """
 
 from __future__ import annotations
@@ -58,11 +61,13 @@ class Mark:
     :param uid: ``metadata.uid`` of the resource.
     :param resource: kind, namespace and name, for people: ``StorageVolume/default/disk1``.
     :param origin: ``Adopted`` for what stood there before the resource did.
+    :param name: of the thing, where it can't say so itself; only in the state directory.
     """
 
     uid: str
     resource: str
     origin: Origin
+    name: str = ""
 
 
 class MarkStore:
@@ -130,6 +135,42 @@ class MarkStore:
                 self._entry(identity).unlink(missing_ok=True)
                 self._sync()
 
+    def read_named(self, thing: str) -> Mark | None:
+        """The mark of what has no inode to carry one, such as a file system that is not mounted.
+
+        Without any mark in the state directory this is one stat(2).
+
+        :param thing: a name that nothing else will ever have: ``filesystem UUID``.
+        """
+        with _translated(f"read the mark of the {thing}"):
+            return self._kept(_named(thing)) if self._keeps_any() else None
+
+    def write_named(self, thing: str, mark: Mark) -> None:
+        """Keep a mark of such a thing, in place of any that it has; it outlives a power cut."""
+        _check(mark)
+        with _translated(f"write the mark of the {thing}"):
+            self._keep(_named(thing), mark)
+
+    def clear_named(self, thing: str) -> None:
+        """Forget the mark of such a thing; without one, nothing happens."""
+        with _translated(f"remove the mark of the {thing}"):
+            if self._keeps_any():
+                self._entry(_named(thing)).unlink(missing_ok=True)
+                self._sync()
+
+    def named(self, prefix: str) -> dict[str, Mark]:
+        """The marks of all such things whose names begin so, by name."""
+        if not self._keeps_any():
+            return {}
+        with _translated(f"read the marks of {prefix}"):
+            entries = [json.loads(item.read_bytes()) for item in self._directory.glob("*.json")]
+        return {
+            item["identity"].removeprefix(_NAMED): mark
+            for item in entries
+            if item["identity"].startswith(_named(prefix))
+            and (mark := _from_entry(item)) is not None
+        }
+
     def _entry(self, identity: str) -> pathlib.Path:
         return self._directory / f"{hashlib.sha256(identity.encode()).hexdigest()}.json"
 
@@ -149,12 +190,12 @@ class MarkStore:
 
     def _kept_mark(self, fd: int) -> Mark | None:
         identity = _identity(fd) if self._keeps_any() else None
-        if identity is None:
-            return None
+        return None if identity is None else self._kept(identity)
+
+    def _kept(self, identity: str) -> Mark | None:
         entry = self._entry(identity)
         try:
-            kept = json.loads(entry.read_bytes())
-            return _valid(kept["uid"], kept["resource"], kept["origin"])
+            return _from_entry(json.loads(entry.read_bytes()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError) as error:
@@ -188,6 +229,13 @@ class MarkStore:
             os.close(fd)
 
 
+_NAMED = "name "
+
+
+def _named(thing: str) -> str:
+    return f"{_NAMED}{thing}"
+
+
 def _inode(fd: int) -> str:
     # fgetxattr(2) refuses O_PATH descriptors; through /proc it is the same inode.
     return f"/proc/self/fd/{fd}"
@@ -211,13 +259,17 @@ def _attribute_mark(fd: int, uid: str) -> Mark | None:
     return _valid(uid, _attribute(_inode(fd), RESOURCE), _attribute(_inode(fd), ORIGIN))
 
 
-def _valid(uid: object, resource: object, origin: object) -> Mark | None:
+def _from_entry(entry: dict[str, object]) -> Mark | None:
+    return _valid(entry["uid"], entry["resource"], entry["origin"], entry.get("name", ""))
+
+
+def _valid(uid: object, resource: object, origin: object, name: object = "") -> Mark | None:
     """The mark if it is whole; what we did not write so is no mark of ours."""
     if not (isinstance(uid, str) and isinstance(resource, str) and uid and resource):
         return None
     for known in get_args(Origin):
         if origin == known:
-            return Mark(uid, resource, known)
+            return Mark(uid, resource, known, str(name))
     return None
 
 

@@ -34,6 +34,7 @@ class PoolUnderTest(ABC):
     :cvar sparse: members of a volume that takes as little space as the type can give it.
     :cvar directory: whether the pool's target is a directory with permissions of its own.
     :cvar given: name of a volume of 4 MiB that is there from the start, where none can be made.
+    :cvar planted_format: what ``plant_volume`` makes, as a look at the pool shows it.
     :cvar obstacle_reason: why a pool isn't Ready whose place ``plant_obstacle`` took.
     :cvar commands_per_look: the most host commands that one look at an unchanged pool runs.
     """
@@ -46,6 +47,7 @@ class PoolUnderTest(ABC):
     sparse: ClassVar[Mapping[str, Any]] = {}
     directory: ClassVar[bool] = False
     given: ClassVar[str] = ""
+    planted_format: ClassVar[str | None] = "raw"
     obstacle_reason: ClassVar[str] = "OverwriteRefused"
     commands_per_look: ClassVar[int] = 0
 
@@ -79,8 +81,9 @@ class PoolUnderTest(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def plant_volume(self, name: str, size: int) -> None:
-        """Make a volume by hand in a pool that is there."""
+    def plant_volume(self, name: str, size: int) -> str:
+        """Make a volume by hand in a pool that is there; the name that it then has, which is
+        another where the type's volumes have no names of anybody's choice."""
 
     @abstractmethod
     def remove_volume(self, name: str) -> None:

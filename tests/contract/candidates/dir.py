@@ -46,9 +46,10 @@ class Candidate(PoolUnderTest):
     def remove_backing(self) -> None:
         shutil.rmtree(self._path)
 
-    def plant_volume(self, name: str, size: int) -> None:
+    def plant_volume(self, name: str, size: int) -> str:
         with (self._path / name).open("xb") as file:
             file.truncate(size)
+        return name
 
     def remove_volume(self, name: str) -> None:
         (self._path / name).unlink()

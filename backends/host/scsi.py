@@ -1,0 +1,140 @@
+"""SCSI hosts and the LUNs behind them, as sysfs has them.
+
+Reading sysfs asks no device anything. A rescan does: it writes to sysfs, and the kernel asks the
+host for LUNs that are new and each LUN for its size.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from backends import errors
+from backends.host import devices, mounts
+
+DEVICES = pathlib.Path("/sys/bus/scsi/devices")
+HOSTS = pathlib.Path("/sys/class/scsi_host")
+
+RESCAN_SECONDS = 30.0
+"""How long a host and its LUNs may take to be asked for what is new."""
+
+_ADDRESS = re.compile(r"(\d+):(\d+):(\d+):(\d+)")
+_DISK_TYPES = frozenset({"0", "5"})
+"""Peripheral device types of disks and CD-ROMs (SPC), which alone are volumes as in libvirt."""
+
+_ID_PREFIX = {"naa": "3", "eui": "2"}
+"""What scsi_id puts before a name of these types in page 0x83, by the kernel's word for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lun:
+    """A logical unit that the kernel knows.
+
+    :param address: host, bus, target and LUN.
+    :param sysfs: its directory, without links.
+    :param node: the kernel's own name, such as ``/dev/sdb``.
+    :param size: bytes; 0 for one that its target no longer gives, or that has no medium.
+    :param state: the kernel's word: ``running``, ``offline``, ``transport-offline``, ``blocked``.
+    """
+
+    address: tuple[int, int, int, int]
+    sysfs: pathlib.Path
+    node: str
+    size: int
+    state: str
+
+
+def host_directory(number: int) -> pathlib.Path:
+    """The directory in sysfs that everything behind a host is in.
+
+    :raises errors.NotFound: there is no host of that number.
+    """
+    try:
+        return (HOSTS / f"host{number}" / "device").resolve(strict=True)
+    except OSError as error:
+        raise errors.NotFound(
+            f"The SCSI host host{number} is not there.",
+            hint="Hosts are numbered anew with each boot; see lsscsi -H.",
+        ) from error
+
+
+def luns(directory: pathlib.Path) -> tuple[Lun, ...]:
+    """Disks and CD-ROMs beneath a host, or beneath a session, in the order of their addresses."""
+    found = [lun for entry in _listed(DEVICES) if (lun := _lun(entry, directory)) is not None]
+    return tuple(sorted(found, key=lambda lun: lun.address))
+
+
+def _lun(name: str, directory: pathlib.Path) -> Lun | None:
+    match = _ADDRESS.fullmatch(name)
+    sysfs = pathlib.Path(os.path.realpath(DEVICES / name))
+    if match is None or directory not in sysfs.parents:
+        return None
+    block = next(iter(_listed(sysfs / "block")), None)
+    if block is None or attribute(sysfs / "type") not in _DISK_TYPES:
+        return None
+    host, bus, target, lun = (int(part) for part in match.groups())
+    return Lun(
+        address=(host, bus, target, lun),
+        sysfs=sysfs,
+        node=f"/dev/{block}",
+        size=int(attribute(sysfs / "block" / block / "size") or 0) * 512,
+        state=attribute(sysfs / "state"),
+    )
+
+
+def serial(lun: Lun) -> str:
+    """The world-wide name of a LUN as scsi_id gives it, which multipath calls its maps by, too.
+
+    Where it has none, what udev made of its other names; empty where there is nothing.
+    """
+    kind, _, name = attribute(lun.sysfs / "wwid").partition(".")
+    if kind in _ID_PREFIX and name:
+        return _ID_PREFIX[kind] + name
+    try:
+        return devices.udev_properties(devices.find(lun.node)).get("ID_SERIAL", "")
+    except errors.StorageError:  # it has gone since it was listed
+        return ""
+
+
+def rescan(directory: pathlib.Path, host: int, *, known: Sequence[Lun]) -> None:
+    """Have the kernel look for LUNs that are new behind a host, and for their sizes.
+
+    A LUN that its target has taken away stays, with size 0.
+
+    :raises errors.Inaccessible: the host did not answer in time.
+    :raises errors.PermissionRefused: only root may.
+    """
+
+    def work() -> None:
+        for lun in known:
+            _write(lun.sysfs / "rescan", "1")
+        _write(HOSTS / f"host{host}" / "scan", "- - -")
+
+    mounts.bounded(work, RESCAN_SECONDS, key=f"the SCSI host host{host} ({directory.name})")
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except FileNotFoundError:
+        return  # unplugged meanwhile, which the next listing shows
+    except OSError as error:
+        raise errors.from_os_error(error, doing=f"write to {path}") from error
+
+
+def attribute(path: pathlib.Path) -> str:
+    """A file of sysfs; empty where it can't be read, as that of a device that has just gone."""
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _listed(path: pathlib.Path) -> Iterator[str]:
+    try:
+        yield from os.listdir(path)
+    except OSError:
+        return
