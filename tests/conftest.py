@@ -9,7 +9,11 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("poolkeeper", deadline=None)  # a slow machine fails no test
+hypothesis.settings.load_profile("poolkeeper")
 
 _SIZE = 128 * 2**20
 _SIZES = {"xfs": 320 * 2**20}
