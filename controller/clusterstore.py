@@ -32,7 +32,7 @@ from controller.resources import (
     Resource,
     kinds,
 )
-from controller.store import Applied, EventType, Outcome, Step, Store
+from controller.store import UNDEFINED, Applied, EventType, Outcome, Step, Store
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +139,11 @@ class ClusterStore:
             self._gone.popitem(last=False)
         key = self._keys.pop(uid, None)
         entry = self._entries.pop(key, None) if key else None
-        if entry is not None:
-            self._note(entry.resource, None)
+        if entry is None:
+            return
+        self._note(entry.resource, None)
+        if entry.resource.kind.name == "StoragePool":
+            self.record_event(entry.resource.key, uid, "Normal", *UNDEFINED)
 
     def _note(self, before: AnyResource | None, after: AnyResource | None) -> None:
         """Remember whom a change concerns. A status or a finalizer concerns nobody."""

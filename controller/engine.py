@@ -26,7 +26,7 @@ from backends.spec import (
     VolumeDeletion,
     VolumeSpec,
 )
-from controller import summarising
+from controller import summarising, telling
 from controller.examining import Examination, Examiner, PoolExamination, foreseen
 from controller.jobs import Job, Jobs, Task, busy
 from controller.planning import Plan
@@ -119,6 +119,8 @@ class Engine:
         failures: dict[Key, list[errors.StorageError]] = {}
         found = self.examiner.examine_pool(world, name)
         attempted = _pending(found)
+        if found.own is not None:
+            self._tell(found.own.resource, telling.of_birth(found.own.resource))
         deleting = found.own is not None and found.own.resource.deleting
         if found.own is not None and not deleting and self._apply_pool(found, failures):
             world = world.replacing(found.own.resource)
@@ -324,6 +326,7 @@ class Engine:
                 failures.setdefault(item.resource.key, [item.failed])
         readable = facts is not None and facts.presence is Presence.PRESENT
         told: list[StatusBase] = []
+        refused: list[errors.StorageError] = []
         for examined in found.volumes:
             observed = None
             if examined.volume is not None and facts is not None:
@@ -340,15 +343,17 @@ class Engine:
                 now=moment,
             )
             told.append(status)
-            self._settle(examined, status, failures)
+            refused += self._settled(examined, status, failures)
         own_status = None
         if found.own is not None:  # last: a volume that is going needs its pool
             own_status = self._pool_status(found, failures, moment)
-            self._settle(found.own, own_status, failures)
+            refused += self._settled(found.own, own_status, failures)
         type = found.own.resource.spec.type if found.own is not None else ""
         self.observer.looked(
             Look(name=found.name, type=type, status=own_status, volumes=tuple(told))
         )
+        if refused:
+            raise refused[0]
 
     def _adopt_discovered(self, found: PoolExamination) -> None:
         """Declare what nobody declared, where the pool's ``discovery`` is Adopt."""
@@ -411,6 +416,25 @@ class Engine:
             now=moment,
         )
 
+    def _settled(
+        self,
+        examined: Examination,
+        status: StatusBase,
+        failures: dict[Key, list[errors.StorageError]],
+    ) -> list[errors.StorageError]:
+        """Settle; what the store refused of this resource, which holds up no other.
+
+        :raises errors.Inaccessible: the store can't be written at all.
+        """
+        try:
+            self._settle(examined, status, failures)
+        except errors.Inaccessible:
+            raise
+        except errors.StorageError as error:
+            log.error("%s: %s", examined.resource.key, error)
+            return [error]
+        return []
+
     def _settle(
         self,
         examined: Examination,
@@ -423,25 +447,17 @@ class Engine:
         if resource.deleting and not undone:
             self.store.remove_finalizer(resource.key, uid=resource.metadata.uid)
             return
-        self._tell_of_trouble(resource, status)
+        self._tell(resource, telling.of_look(resource, status))
         with self._status_lock:
             if examined.job is not None:  # it may have moved since the status was made
                 progress = summarising.progress_of(examined.job)
                 status = status.model_copy(update={"progress": progress})
+            status = summarising.steady(resource.status, status)
             self.store.write_status(resource.key, status, uid=resource.metadata.uid)
 
-    def _tell_of_trouble(self, resource: AnyResource, status: StatusBase) -> None:
-        """An event for a problem that was not there at the last look, and for one that went."""
-        before = summarising.condition(resource.status, "Ready")
-        after = summarising.condition(status, "Ready")
-        if after is None or (
-            before and (before.reason, before.message) == (after.reason, after.message)
-        ):
-            return
-        if after.status == "False":
-            self._steps.tell(resource, "Warning", after.reason, after.message)
-        elif before is not None and before.status == "False":
-            self._steps.tell(resource, "Normal", "Ready", after.message)
+    def _tell(self, resource: AnyResource, news: Iterable[telling.News]) -> None:
+        for item in news:
+            self._steps.tell(resource, *item)
 
     def _outcome(
         self,

@@ -51,6 +51,9 @@ _PRUNE_EVERY = 64
 """Old rows are looked for once in so many records."""
 
 EventType = Literal["Normal", "Warning"]
+UNDEFINED = ("Undefined", "It is not declared here any more.")
+"""Reason and message of the event of a pool that went, whatever became of its data."""
+
 Outcome = Literal["created", "configured", "unchanged"]
 
 
@@ -433,12 +436,14 @@ class Store:
             row = _row(connection, key)
             if row is None:
                 return False
-            if not json.loads(row["finalizers"]):
+            gone = not json.loads(row["finalizers"])
+            if gone:
                 self._remove(connection, row["uid"])
             elif not row["deleted"]:
                 change = {"deleted": self._now(), "generation": row["generation"] + 1}
                 _update(connection, row["uid"], change, shown=True)
-            return True
+        self._tell_undefined(key, row["uid"], gone)
+        return True
 
     def add_finalizer(
         self, key: Key, *, uid: str | None = None, finalizer: str = FINALIZER
@@ -473,11 +478,17 @@ class Store:
                 return False
             present = json.loads(row["finalizers"])
             left = [name for name in present if name != finalizer]
-            if row["deleted"] and not left:
+            gone = bool(row["deleted"] and not left)
+            if gone:
                 self._remove(connection, row["uid"])
             elif left != present:
                 _update(connection, row["uid"], {"finalizers": _text(left)}, shown=False)
-            return finalizer in present
+        self._tell_undefined(key, row["uid"], gone)
+        return finalizer in present
+
+    def _tell_undefined(self, key: Key, uid: str, gone: bool) -> None:
+        if gone and key.kind == "StoragePool":
+            self.record_event(key, uid, "Normal", *UNDEFINED)
 
     def _remove(self, connection: sqlite3.Connection, uid: str) -> None:
         connection.execute("DELETE FROM resources WHERE uid = ?", (uid,))

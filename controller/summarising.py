@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from backends import errors
 from backends.base import Pool, PoolFacts, Presence, Volume, VolumeFacts
@@ -36,6 +36,14 @@ from controller.resources import REQUESTED_AT, AnyResource
 
 SAMPLE = 20
 """Volumes nobody declared that a pool's status names; the count tells how many there are."""
+
+TOLERANCE = 0.01
+"""Part of a capacity by which reported sizes may be off."""
+
+FLUCTUATING = ("allocation", "available", "physical")
+"""Sizes that move while storage is used, and nobody has to act on it."""
+
+T = TypeVar("T", bound=StatusBase)
 
 Truth = Literal["True", "False", "Unknown"]
 
@@ -277,6 +285,31 @@ def _pool_devices(
     declared = {item.path for item in pool.devices}
     kept = {path: item for path, item in known.items() if path in declared}
     return tuple(PoolDevice(**asdict(item)) for item in (kept | seen).values())
+
+
+def steady(former: T, status: T) -> T:
+    """The former status where nothing but sizes moved, and those by little.
+
+    A file system in use never rests, and each movement would be a write for the store and an event
+    for all who watch. What is reported may be off by ``TOLERANCE`` until something else changes.
+    """
+    room = (getattr(status, "capacity", None) or 0) * TOLERANCE
+    changes: dict[str, object] = {}
+    for name in (item for item in FLUCTUATING if item in type(status).model_fields):
+        before, after = getattr(former, name), getattr(status, name)
+        if before != after and (None in (before, after) or abs(after - before) > room):
+            return status
+        changes[name] = before
+    if isinstance(former, PoolStatus) and isinstance(status, PoolStatus):
+        changes["last_refresh_time"] = former.last_refresh_time
+        if _strangers(former) == _strangers(status):
+            changes["discovered"] = former.discovered
+    return former if status.model_copy(update=changes) == former else status
+
+
+def _strangers(status: PoolStatus) -> list[DiscoveredVolume]:
+    """The sample without what moves while a volume is used."""
+    return [item.model_copy(update={"allocation": None}) for item in status.discovered]
 
 
 def _discovered(facts: VolumeFacts) -> DiscoveredVolume:

@@ -218,7 +218,7 @@ def test_events_appear_once(site: Site) -> None:
     told = [(item["reason"], item["count"]) for item in site.events(volume)]
     assert told == [("Created", 1)]
     assert sorted((item["reason"], item["count"]) for item in site.events(pool)) == [
-        ("Built", 1), ("Started", 1),
+        ("Built", 1), ("Defined", 1), ("Started", 1),
     ]  # fmt: skip
     described = site.cluster.kubectl("describe", *address(volume)).stdout
     assert re.search(r"Normal\s+Created\s+.*poolkeeper", described)

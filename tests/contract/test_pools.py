@@ -61,7 +61,7 @@ def test_a_declared_pool_is_built_marked_and_started(keeper, place):
     assert status.boot_id == keeper.engine.boot
     assert status.uuid
     assert [keeper.truth(POOL, type) for type in ("Active", "Built", "InSync")] == ["True"] * 3
-    assert keeper.reasons(POOL) == ["Built", "Started"]
+    assert keeper.reasons(POOL) == ["Defined", "Built", "Started"]
 
 
 def test_a_new_target_gets_the_declared_permissions(keeper, place):

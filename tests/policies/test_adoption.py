@@ -35,7 +35,7 @@ def test_a_directory_that_is_there_is_taken_over(keeper, there, adoption):
     keeper.settle()
     keeper.assert_ready(POOL)
     assert marked(there)["origin"] == "Adopted"
-    assert keeper.reasons(POOL) == ["Adopted", "Started"]
+    assert keeper.reasons(POOL) == ["Defined", "Adopted", "Started"]
     assert there.stat().st_mode & 0o777 == 0o755
 
 

@@ -96,7 +96,7 @@ def test_a_pool_with_autostart_runs_after_a_reboot(keeper, images):
     keeper.settle()
     keeper.assert_ready(POOL, DISK)
     assert keeper.get(POOL).status.boot_id == "boot-2"
-    assert keeper.reasons(POOL) == ["Built", "Started"]  # one event, counted twice
+    assert keeper.reasons(POOL) == ["Defined", "Built", "Started"]  # one event, counted twice
 
 
 def test_a_pool_without_autostart_stays_down_after_a_reboot_until_its_spec_changes(keeper, images):
