@@ -41,6 +41,8 @@ class Operation(enum.Enum):
     STOP = "stop"
     DELETE = "delete"
     CREATE_VOLUME = "create volume"
+    CLONE_VOLUME = "clone volume"
+    IMPORT_VOLUME = "import volume"
     DELETE_VOLUME = "delete volume"
     GROW_VOLUME = "grow volume"
     SHRINK_VOLUME = "shrink volume"
@@ -265,13 +267,31 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CloneFrom:
+    """The volume that a new one is filled from, as its own backend sees it.
+
+    :param resource: that declares it.
+    :param capacity: bytes, as it was seen last.
+    """
+
+    resource: str
+    pool: Pool
+    volume: Volume
+    backend: Backend
+    reflink: Literal["Auto", "Always", "Never"]
+    capacity: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
     """A declared volume as a backend sees it, with all defaults filled in.
 
     :param resource: the declaring resource, ``StorageVolume/default/disk1``.
     :param namespace: the resource's, in which its secrets are.
     :param format: the declared format, or the pool type's default.
-    :param capacity: bytes; for an overlay without one, the backing image's.
+    :param capacity: bytes; for an overlay without one, the backing image's, for a clone without
+        one, its source's.
+    :param source: for a clone that is still to be made; other sources are in ``spec``.
     :param backing_path: path of the backing image; None where there is none.
     :param permissions: the volume's own over the pool's defaults; None fields are left alone.
     """
@@ -286,6 +306,7 @@ class Volume:
     permissions: Permissions
     backing_path: str | None = None
     backing_format: str | None = None
+    source: CloneFrom | None = None
 
     def mark(self, origin: Origin) -> Mark:
         return Mark(uid=self.uid, resource=self.resource, origin=origin)

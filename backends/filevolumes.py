@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from backends import errors, filecontents, names
+from backends import errors, filecontents, filling, names
 from backends.base import (
     Backend,
     BackendContext,
@@ -189,13 +189,10 @@ class FileVolumes(Backend):
                 f"This release can't make the encrypted volume {volume.name!r}.",
                 hint="Existing encrypted images are reported and can be adopted.",
             )
-        if volume.spec.source is not None:
-            raise errors.Unsupported(
-                f"This release can't fill volume {volume.name!r} from a source.",
-                hint="Put the image into the pool and let it be adopted.",
-            )
+        filling.check(volume)
         if volume.format != "dir":
-            creating.check(_request(volume, volume.capacity or 0))
+            unknown = MIB if filling.has_source(volume) else 0
+            creating.check(_request(volume, volume.capacity or unknown))
 
     def commands(
         self, verb: Verb, pool: Pool, volume: Volume | None = None
@@ -205,8 +202,9 @@ class FileVolumes(Backend):
         path = self.volume_path(pool, volume.name)
         if verb is Verb.CREATE_VOLUME:
             made = creating.commands(_request(volume, volume.capacity or 0), path)
-            if volume.capacity is None:  # known only once the backing image is there
-                return tuple((*command[:-1], "SIZE-OF-BACKING-IMAGE") for command in made)
+            if volume.capacity is None:  # known only once the image is there
+                of = "SOURCE" if filling.has_source(volume) else "BACKING-IMAGE"
+                return tuple((*command[:-1], f"SIZE-OF-{of}") for command in made)
             return made
         if verb in (Verb.GROW_VOLUME, Verb.SHRINK_VOLUME) and volume.capacity is not None:
             shrink, format = verb is Verb.SHRINK_VOLUME, volume.format or "raw"
@@ -217,19 +215,18 @@ class FileVolumes(Backend):
 
     def create_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
         self.check_volume(pool, volume)
-        capacity = self._capacity(volume)
         with (
             self._open(pool) as directory,
             files.staging(directory) as stage,
             self._staged_name(directory, volume) as temporary,
         ):
             try:
-                self._make(stage, temporary, volume, capacity, work)
+                self._make(stage, temporary, volume, work)
+                work.check()
                 directory.publish(stage, temporary, volume.name)
             except BaseException:
                 _discard(stage, temporary)
                 raise
-        work.report(Progress(done=capacity, total=capacity))
 
     @contextmanager
     def replace_volume(self, pool: Pool, volume: Volume) -> Iterator[OpenVolume]:
@@ -241,8 +238,11 @@ class FileVolumes(Backend):
 
     def remake_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
         empty = replace(volume, spec=volume.spec.model_copy(update={"source": None}))
+        if empty.capacity is None and empty.backing_path is None:  # it has that of its source
+            with self.open_volume(pool, volume) as former:
+                empty = replace(empty, capacity=former.capacity)
         with self._replacing(pool, volume) as (stage, temporary):
-            self._make(stage, temporary, empty, self._capacity(empty), work)
+            self._make(stage, temporary, empty, work)
 
     @contextmanager
     def _replacing(self, pool: Pool, volume: Volume) -> Iterator[tuple[Directory, str]]:
@@ -300,27 +300,62 @@ class FileVolumes(Backend):
             )
         return chain[0].capacity
 
-    def _make(
-        self, stage: Directory, temporary: str, volume: Volume, capacity: int, work: Work
-    ) -> None:
+    def _make(self, stage: Directory, temporary: str, volume: Volume, work: Work) -> None:
         if volume.format == "dir":
             stage.mkdir(temporary, DEFAULT_DIRECTORY_MODE)
+        elif filling.has_source(volume):
+            self._make_filled(stage, temporary, volume, work)
         else:
-
-            def run(argv: Sequence[str]) -> None:
-                commands.run(
-                    argv,
-                    timeout=self.context.command_timeout,
-                    pass_fds=stage.pass_fds,
-                    cancel=work.cancel,
-                )
-
-            path = stage.path_for_commands(temporary)
-            request = _request(volume, capacity)
-            creating.create(request, path, run, checkpoint=work.checkpoint(capacity))
+            self._make_image(stage, temporary, volume, self._capacity(volume), work)
         default = DEFAULT_DIRECTORY_MODE if volume.format == "dir" else DEFAULT_FILE_MODE
         _give_permissions(stage, temporary, volume.permissions, default_mode=default)
         self._mark(stage, temporary, volume, "Created")
+
+    def _make_image(
+        self, stage: Directory, temporary: str, volume: Volume, capacity: int, work: Work
+    ) -> None:
+        creating.create(
+            _request(volume, capacity),
+            stage.path_for_commands(temporary),
+            self._runner(stage.pass_fds, work),
+            checkpoint=work.checkpoint(capacity),
+        )
+        work.report(Progress(done=capacity, total=capacity))
+
+    def _make_filled(self, stage: Directory, temporary: str, volume: Volume, work: Work) -> None:
+        """Make an image with the contents of the volume's source."""
+        with (
+            filling.Scratch(f"/proc/self/fd/{stage.fd}") as scratch,
+            filling.opened_source(volume, self.context, work, scratch) as source,
+        ):
+            capacity = filling.capacity(volume, source)
+            as_it_is = scratch.holds(source) and _as_it_is(volume, source)
+            if as_it_is and scratch.give_name(stage.fd, temporary):
+                creating.resize(
+                    volume.format or "raw",
+                    stage.path_for_commands(temporary),
+                    capacity,
+                    shrink=False,
+                    allocate=False,
+                    run=self._runner(stage.pass_fds, work),
+                )
+                return
+            self._make_image(stage, temporary, volume, capacity, Work(cancel=work.cancel))
+            self._mark(stage, temporary, volume, "Created")
+            staged = replace(volume, name=temporary)
+            with filecontents.opened(stage, staged, self.context.marks, write=True) as target:
+                filling.fill(volume, source, target, self.context, work)
+
+    def _runner(self, pass_fds: Sequence[int], work: Work) -> creating.Run:
+        def run(argv: Sequence[str]) -> None:
+            commands.run(
+                argv,
+                timeout=self.context.command_timeout,
+                pass_fds=pass_fds,
+                cancel=work.cancel,
+            )
+
+        return run
 
     def _mark(self, directory: Directory, name: str, volume: Volume, origin: Origin) -> None:
         fd = directory.open_path(name)
@@ -346,15 +381,6 @@ class FileVolumes(Backend):
             observed = self._observe_entry(
                 pool, directory, volume.name, directory.stat(volume.name)
             )
-
-            def run(argv: Sequence[str]) -> None:
-                commands.run(
-                    argv,
-                    timeout=self.context.command_timeout,
-                    pass_fds=pass_fds,
-                    cancel=work.cancel,
-                )
-
             shrink = observed.capacity is not None and volume.capacity < observed.capacity
             creating.resize(
                 volume.format or "raw",
@@ -362,7 +388,7 @@ class FileVolumes(Backend):
                 volume.capacity,
                 shrink=shrink,
                 allocate=volume.spec.resize.allocate and not shrink,
-                run=run,
+                run=self._runner(pass_fds, work),
                 checkpoint=work.checkpoint(volume.capacity),
             )
 
@@ -515,13 +541,25 @@ def _not_a_volume(name: str, facts: os.stat_result) -> str:
     return f"it is a {kind.value}" + (", which is not followed" if kind is Kind.LINK else "")
 
 
+def _as_it_is(volume: Volume, source: OpenVolume) -> bool:
+    """Whether an image that was fetched is what is declared, and need not be copied."""
+    spec = volume.spec
+    asked = (spec.encryption, spec.compat, spec.cluster_size, spec.features, spec.nocow)
+    sparse = not spec.allocation and spec.preallocation in (None, "Off")
+    plain = sparse and not any(asked)
+    return plain and same(volume.format or "raw", source.format or "raw")
+
+
 def _request(volume: Volume, capacity: int) -> ImageRequest:
     spec = volume.spec
     features = spec.features
+    allocation = spec.allocation
+    if allocation is None and filling.has_source(volume):
+        allocation = 0  # what the source has as a hole stays one
     return ImageRequest(
         format=volume.format or "raw",
         capacity=capacity,
-        allocation=spec.allocation,
+        allocation=allocation,
         preallocation=spec.preallocation,
         nocow=bool(spec.nocow),
         compat=spec.compat,

@@ -393,7 +393,10 @@ class HttpSource(Model):
         ),
     )
 
-    url: Text = Field(pattern=r"^https?://", description="Address of the image, http or https.")
+    url: Text = Field(
+        pattern=r"^https?://[^@/?#\s]+([/?][^\s#]*)?$",
+        description="Address of the image, http or https, without a user name.",
+    )
     checksum: _Checksum | None = Field(
         None, description="`sha256:HEX` or `sha512:HEX` of the bytes as fetched."
     )
@@ -409,6 +412,11 @@ class HttpSource(Model):
         description="Certificates to trust for this address in place of the host's, as PEM; key "
         "`ca.crt` if none is given.",
     )
+
+    @property
+    def shown_url(self) -> str:
+        """The address without its query, which may hold a secret."""
+        return self.url.partition("?")[0]
 
 
 class FileSource(Model):

@@ -249,6 +249,9 @@ class Examiner:
         examined.volume = volume = world.declare_volume(resource, pool, backend)
         base = world.backing_key(resource)
         examined.stands_on = (base,) if base is not None else ()
+        if volume.name not in found.facts.volumes and not resource.deleting:
+            self._add_source(world, examined, foreseen=foreseen)
+            volume = examined.volume
         path = backend.volume_path(pool, volume.name)
         paths = {path, _true_path(path)} if dependents else ()
         standing = sorted({name for item in paths for name in dependents.get(item, ())})
@@ -270,6 +273,17 @@ class Examiner:
             dependents=standing,
             conflicts=world.volume_conflicts(resource),
         )
+
+    def _add_source(self, world: World, examined: Examination, *, foreseen: bool) -> None:
+        """Resolve what a volume that is not there is a clone of."""
+        resource, volume = examined.resource, examined.volume
+        key = world.source_key(resource)
+        clone = world.clone_from(resource, self.backend, foreseen=foreseen)
+        if volume is None or key is None or clone is None:
+            return
+        examined.stands_on, examined.reads = (key,), frozenset({key})
+        capacity = volume.capacity if volume.capacity is not None else clone.capacity
+        examined.volume = replace(volume, source=clone, capacity=capacity)
 
     def serves(self, found: PoolExamination, *, foreseen: bool = False) -> bool:
         """Whether volumes can be worked on: the backing is there, ours or nobody's, and started.

@@ -11,15 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from backends import errors
-from backends.base import (
-    Backend,
-    Pool,
-    PoolFacts,
-    Presence,
-    Verb,
-    Volume,
-    VolumeFacts,
-)
+from backends.base import Backend, Operation, Pool, PoolFacts, Presence, Verb, Volume, VolumeFacts
 from backends.host.devices import Identity
 from backends.host.marks import Mark
 from backends.sizes import format_quantity
@@ -522,10 +514,24 @@ def _plan_creation(draft: _Draft, facts: PoolFacts, history: VolumeHistory) -> N
             )
         )
         return
+    lacking = _source_lacking(draft.pool, volume)
+    if lacking is not None:
+        draft.refusals.append(lacking)
+        return
     try:
         draft.backend.check_volume(draft.pool, volume)
     except errors.StorageError as error:
         draft.refusals.append(error)
+        return
+    if volume.source is not None and _below(volume.capacity, volume.source.capacity):
+        draft.refusals.append(
+            errors.InvalidSpec(
+                f"{path} is to have {format_quantity(volume.capacity or 0)}, and "
+                f"{volume.source.resource}, of which it is a clone, has "
+                f"{format_quantity(volume.source.capacity or 0)}.",
+                hint="Give a capacity that is not smaller, or leave it out.",
+            )
+        )
         return
     needed = draft.backend.space_needed(volume)
     if facts.available is not None and needed > facts.available:
@@ -537,11 +543,42 @@ def _plan_creation(draft: _Draft, facts: PoolFacts, history: VolumeHistory) -> N
             )
         )
         return
+    filled = _filled_from(volume)
     if history.seen:
         draft.differ("volumeName", volume.name, None)
-        draft.act(Verb.CREATE_VOLUME, "It has gone, and recreation is IfMissing.")
+        draft.act(Verb.CREATE_VOLUME, f"It has gone, and recreation is IfMissing.{filled}")
     else:
-        draft.act(Verb.CREATE_VOLUME, "It is declared and not there.")
+        draft.act(Verb.CREATE_VOLUME, f"It is declared and not there.{filled}")
+
+
+def _source_lacking(pool: Pool, volume: Volume) -> errors.Unsupported | None:
+    """Why a pool type can't make a volume from its source: blank it would be another one."""
+    source = volume.spec.source
+    if source is None or source.upload is not None:
+        return None
+    needed = Operation.CLONE_VOLUME if source.clone is not None else Operation.IMPORT_VOLUME
+    if needed in pool.type.operations:
+        return None
+    return errors.Unsupported(
+        f"Pools of type {pool.type.name} can't make volumes from a source.",
+        hint="Make it in a pool of another type.",
+    )
+
+
+def _below(capacity: int | None, least: int | None) -> bool:
+    return capacity is not None and least is not None and capacity < least
+
+
+def _filled_from(volume: Volume) -> str:
+    """Where the contents of a new volume come from, in a sentence; empty for nowhere."""
+    source = volume.spec.source
+    if volume.source is not None:
+        return f" It is filled from {volume.source.resource}."
+    if source is not None and source.file is not None:
+        return f" It is filled from {source.file.path}."
+    if source is not None and source.http is not None:
+        return f" It is filled from {source.http.shown_url}."
+    return ""
 
 
 def _plan_volume_ownership(draft: _Draft, observed: VolumeFacts, live_marks: set[str]) -> bool:

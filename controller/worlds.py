@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from backends import errors
-from backends.base import Backend, Pool, Volume
+from backends.base import Backend, CloneFrom, Pool, Volume
 from backends.registry import pool_type
 from backends.spec import Permissions, VolumeSpec
 from controller.resources import AnyResource, Key
@@ -120,8 +120,70 @@ class World:
         """The volume that a volume stands on, where it names one."""
         return _backing_key(resource)
 
+    def source_key(self, resource: AnyResource) -> Key | None:
+        """The volume that a volume is a clone of, where it is one."""
+        return _source_key(resource)
+
+    def clone_from(
+        self,
+        resource: AnyResource,
+        backend_of: Callable[[str], Backend],
+        *,
+        foreseen: bool = False,
+    ) -> CloneFrom | None:
+        """The volume that a new one is to be filled from; None where it is no clone.
+
+        :param backend_of: serves a pool type.
+        :param foreseen: as if all that is declared were there.
+        :raises errors.NotFound: it is not declared, or not there yet.
+        :raises errors.InUse: it is being deleted.
+        :raises errors.InvalidSpec: it is a clone of the new one, by whatever way.
+        :raises errors.NamespaceNotAllowed: its pool is not for the new one's namespace.
+        :raises errors.Unsupported: another node keeps it.
+        """
+        key = _source_key(resource)
+        if key is None:
+            return None
+        self._refuse_loop(resource, _needed_key)
+        source, pool = self._source_of_clone(resource, key, foreseen=foreseen)
+        backend, declared = backend_of(pool.spec.type), self.declare_pool(pool)
+        return CloneFrom(
+            resource=str(key),
+            pool=declared,
+            volume=self.declare_volume(source, declared, backend),
+            backend=backend,
+            reflink=resource.spec.source.clone.reflink,
+            capacity=source.status.capacity or source.spec.capacity,
+        )
+
+    def _source_of_clone(
+        self, resource: AnyResource, key: Key, *, foreseen: bool
+    ) -> tuple[AnyResource, AnyResource]:
+        """The volume that is to be copied, and its pool."""
+        source = self.resources.get(key)
+        if source is None:
+            raise errors.NotFound(
+                f"{resource.key} is a clone of {key}, which is not declared.", hint="Declare it."
+            )
+        name = source.spec.pool_ref.name
+        self._admit(resource, name)
+        pool = self.pool(name)
+        if source.deleting:
+            raise errors.InUse(f"{key}, of which {resource.key} is a clone, is being deleted.")
+        if pool is None or (source.status.path is None and not foreseen):
+            raise errors.NotFound(
+                f"{resource.key} is a clone of {key}, which is not there yet.",
+                hint="It is made as soon as that is there.",
+            )
+        if pool.spec.node_name not in (None, self.node):
+            raise errors.Unsupported(
+                f"{key}, of which {resource.key} is a clone, is on node {pool.spec.node_name}.",
+                hint="Clone a volume of this node, or download that one and upload it.",
+            )
+        return source, pool
+
     def _backing_path(self, resource: AnyResource, pool: Pool, backend: Backend) -> str:
-        self._refuse_loop(resource)
+        self._refuse_loop(resource, _backing_key)
         key = _backing_key(resource)
         base = self.resources.get(key) if key else None
         if base is None:
@@ -139,10 +201,12 @@ class World:
             )
         return str(base.status.path)
 
-    def _refuse_loop(self, resource: AnyResource) -> None:
+    def _refuse_loop(
+        self, resource: AnyResource, needed: Callable[[AnyResource], Key | None]
+    ) -> None:
         below: list[Key] = []
         current: AnyResource | None = resource
-        while current is not None and (key := _backing_key(current)) and key not in below:
+        while current is not None and (key := needed(current)) and key not in below:
             if key == resource.key:
                 raise _stands_on_itself(resource, below)
             below.append(key)
@@ -239,11 +303,25 @@ def _backing_key(resource: AnyResource) -> Key | None:
     return Key("StorageVolume", namespace, store.volume_ref.name)
 
 
+def _source_key(resource: AnyResource) -> Key | None:
+    source = resource.spec.source
+    if source is None or source.clone is None:
+        return None
+    reference = source.clone.volume_ref
+    namespace = reference.namespace or resource.metadata.namespace
+    return Key("StorageVolume", namespace, reference.name)
+
+
+def _needed_key(resource: AnyResource) -> Key | None:
+    """The volume without which it can't be made; a volume has a backing image or a source."""
+    return _backing_key(resource) or _source_key(resource)
+
+
 def _stands_on_itself(resource: AnyResource, between: Iterable[Key]) -> errors.InvalidSpec:
     way = " on ".join(map(str, between))
     return errors.InvalidSpec(
         f"{resource.key} stands {f'on {way}, and that ' if way else ''}on itself: a loop.",
-        hint="Change a backingStore.",
+        hint="Change a backingStore or a source.",
     )
 
 
@@ -261,7 +339,7 @@ def _bases_first(volumes: list[AnyResource]) -> list[AnyResource]:
         current: AnyResource | None = item
         while current is not None and current.key not in ordered and current not in chain:
             chain.append(current)
-            key = _backing_key(current)
+            key = _needed_key(current)
             current = known.get(key) if key else None
         ordered.update((link.key, link) for link in reversed(chain))
     return list(ordered.values())

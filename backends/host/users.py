@@ -41,6 +41,7 @@ _LOCK_LINE = re.compile(
 """A line of proc_locks(5), and of ``lock:`` in proc_pid_fdinfo(5)."""
 
 _WRITING = os.O_WRONLY | os.O_RDWR
+_READING = "has it open for reading"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,11 @@ def users_of(fd: int) -> tuple[str, ...]:
         if not found and own is None:
             found += _held_by_kernel(thing)
     return tuple(dict.fromkeys(found))
+
+
+def writers_of(fd: int) -> tuple[str, ...]:
+    """The same without those that have it open for reading alone."""
+    return tuple(item for item in users_of(fd) if _READING not in item)
 
 
 def _thing(fd: int) -> _Thing:
@@ -251,7 +257,7 @@ def _locked_elsewhere(thing: _Thing) -> bool:
 
 def _in_words(process: _Process) -> str:
     if process.reads:
-        how = f"has it open for {'writing' if process.writes else 'reading'}"
+        how = "has it open for writing" if process.writes else _READING
         if any(lock.of_qemu for lock in process.locks):
             how += ", under qemu's image lock"
         elif process.locks:
