@@ -166,6 +166,18 @@ class PoolNotFound(NotFound):
     reason, libvirt_code = "PoolNotFound", 49
 
 
+class NoPoolMatches(NotFound):
+    """No pool is what a volume asks for by labels."""
+
+    reason, libvirt_code = "NoPoolMatches", 49
+
+
+class NoPoolForNamespace(NamespaceNotAllowed):
+    """No pool that a volume asks for by labels is for its namespace; another may come."""
+
+    terminal = False
+
+
 class PoolNotReady(StorageError):
     """The pool that a volume stands in is not running."""
 

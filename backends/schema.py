@@ -264,6 +264,20 @@ Namespace = Annotated[
 ]
 """The name of a namespace: an RFC 1123 label."""
 
+NAME_PART = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]"
+"""The part of a key of a label or annotation behind the ``/``."""
+
+LABEL_KEY_PATTERN = rf"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?{NAME_PART}$"
+LabelKey = Annotated[
+    str,
+    Field(
+        max_length=317,
+        pattern=LABEL_KEY_PATTERN,
+        description="A key, such as app or example.org/app.",
+    ),
+]
+LabelValue = Annotated[str, Field(max_length=63, pattern=rf"^({NAME_PART})?$")]
+
 Text = Annotated[str, Field(max_length=1024)]
 AbsolutePath = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")]
 DURATION_PATTERN = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$"

@@ -7,14 +7,18 @@ the file of that type; ``backends.registry`` puts the whole ``StoragePoolSpec`` 
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from backends.schema import (
+    LABEL_KEY_PATTERN,
     AbsolutePath,
     Duration,
     Form,
+    LabelKey,
+    LabelValue,
     Mode,
     Model,
     Name,
@@ -327,6 +331,68 @@ class ResourceRef(Model):
     name: ObjectName = Field(description="Name of the resource.")
 
 
+class LabelRequirement(Model):
+    """One thing that labels have to be."""
+
+    rules = (
+        Rule(
+            cel="(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+            message="operators In and NotIn need values, and the others take none",
+            holds=lambda self: (self.operator in ("In", "NotIn")) == bool(self.values),
+        ),
+    )
+
+    key: LabelKey = Field(description="Key of the label.")
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = Field(
+        description="How the label is looked at."
+    )
+    values: tuple[LabelValue, ...] = Field((), max_length=32, description="For In and NotIn.")
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        """Whether labels are so; NotIn holds where there is no such label, as in Kubernetes."""
+        match self.operator:
+            case "In":
+                return labels.get(self.key) in self.values
+            case "NotIn":
+                return labels.get(self.key) not in self.values
+            case "Exists":
+                return self.key in labels
+        return self.key not in labels
+
+
+class LabelSelector(Model):
+    """Resources by their labels, as elsewhere in Kubernetes; all that is given has to hold."""
+
+    rules = (
+        Rule(
+            cel="(has(self.matchLabels) && size(self.matchLabels) > 0) "
+            "|| (has(self.matchExpressions) && size(self.matchExpressions) > 0)",
+            message="give matchLabels or matchExpressions",
+            holds=lambda self: bool(self.match_labels or self.match_expressions),
+        ),
+        Rule(
+            cel="!has(self.matchLabels) "
+            f"|| self.matchLabels.all(key, key.matches('{LABEL_KEY_PATTERN}'))",
+            message="matchLabels can't have the key: labels have no such keys",
+            holds=lambda self: True,  # the keys' own type has the pattern
+        ),
+    )
+
+    match_labels: Annotated[dict[LabelKey, LabelValue], Field(max_length=16)] | None = Field(
+        None, description="Labels by key, with their values."
+    )
+    match_expressions: tuple[LabelRequirement, ...] = Field(
+        (), max_length=16, description="What else has to hold of the labels."
+    )
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        """Whether labels are as the selector wants them."""
+        wanted = (self.match_labels or {}).items()
+        return wanted <= labels.items() and all(
+            item.holds(labels) for item in self.match_expressions
+        )
+
+
 class VolumeRef(Model):
     """A reference to another volume."""
 
@@ -590,7 +656,19 @@ class VolumeSpec(Model):
     """A volume as it is declared."""
 
     transitions = (
-        immutable("poolRef"),
+        TransitionRule(
+            cel="!has(oldSelf.poolRef) || (has(self.poolRef) && self.poolRef == oldSelf.poolRef)",
+            message="poolRef can't be changed; delete the resource and make a new one",
+            holds=lambda old, new: old.pool_ref is None or new.pool_ref == old.pool_ref,
+        ),
+        TransitionRule(
+            cel="!has(oldSelf.poolRef) || !has(self.poolSelector) "
+            "|| (has(oldSelf.poolSelector) && self.poolSelector == oldSelf.poolSelector)",
+            message="poolSelector can't be changed once a pool was chosen",
+            holds=lambda old, new: (
+                old.pool_ref is None or new.pool_selector in (None, old.pool_selector)
+            ),
+        ),
         immutable("volumeName"),
         immutable("format"),
         immutable("source"),
@@ -603,6 +681,16 @@ class VolumeSpec(Model):
         ),
     )
     rules = (
+        Rule(
+            cel="has(self.poolRef) ? !has(self.poolSelector) || has(self.nodeName) "
+            ": has(self.poolSelector)",
+            message="give either poolRef or poolSelector; one that was chosen has nodeName, too",
+            holds=lambda self: (
+                self.pool_selector is not None
+                if self.pool_ref is None
+                else self.pool_selector is None or self.node_name is not None
+            ),
+        ),
         Rule(
             cel="has(self.capacity) || has(self.backingStore) || has(self.source) "
             "|| (has(self.format) && self.format == 'dir') "
@@ -645,7 +733,15 @@ class VolumeSpec(Model):
         ),
     )
 
-    pool_ref: ResourceRef = Field(description="The StoragePool that holds the volume.")
+    pool_ref: ResourceRef | None = Field(
+        None,
+        description="The StoragePool that holds the volume; with poolSelector it is filled in.",
+    )
+    pool_selector: LabelSelector | None = Field(
+        None,
+        description="Labels of the pools to choose from: the one with most space available is "
+        "taken, once and for all.",
+    )
     node_name: ObjectName | None = Field(
         None, description="Node of the pool; filled in when it is known."
     )
@@ -708,6 +804,13 @@ class VolumeSpec(Model):
         None, description="Overwrite the contents before the volume is deleted."
     )
     suspend: bool = Field(False, description="True: report, and change nothing.")
+
+    def bound_as(self, former: VolumeSpec) -> VolumeSpec:
+        """This spec with the pool that was chosen before, which a manifest does not know of."""
+        if self.pool_selector is None or self.pool_ref is not None or former.pool_ref is None:
+            return self
+        node = self.node_name or former.node_name
+        return self.model_copy(update={"pool_ref": former.pool_ref, "node_name": node})
 
 
 class Condition(Model):

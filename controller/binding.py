@@ -102,7 +102,7 @@ class Binder:
                 return
             name = "/".join((found["metadata"]["namespace"], found["metadata"]["name"]))
             try:
-                claimed = self._store.bind(self._kind, found)
+                claimed = self._bind(found)
             except errors.Inaccessible:
                 raise
             except errors.StorageError as error:
@@ -112,6 +112,15 @@ class Binder:
                 log.debug("volume %s is claimed", name)
                 with self._lock:
                     self._unbound.pop(uid, None)
+
+    def _bind(self, found: Object) -> bool:
+        metadata = found["metadata"]
+        return self._store.bind(
+            Key(self._kind.name, metadata["namespace"], metadata["name"]),
+            uid=metadata["uid"],
+            version=metadata["resourceVersion"],
+            node=self._store.node,
+        )
 
     def _claimable(self, found: Object) -> bool:
         if found["metadata"].get("deletionTimestamp"):

@@ -33,6 +33,7 @@ from controller.resources import (
     kinds,
 )
 from controller.store import UNDEFINED, Applied, EventType, Outcome, Step, Store
+from controller.worlds import pool_name
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ class ClusterStore:
             if resource is not None and resource.kind.name == "StoragePool":
                 self._pools_changed = True  # it may have claimed, or let go, what another wants
             elif resource is not None:
-                self._pools_to_wake.add(resource.spec.pool_ref.name)
+                self._pools_to_wake.add(pool_name(resource))
         self.changed.set()
 
     def concerned(self) -> set[str] | None:
@@ -313,17 +314,18 @@ class ClusterStore:
         ]
         return self._write(entry.resource.key, patch, uid=metadata.uid)
 
-    def bind(self, kind: Kind, found: Object) -> bool:
-        """Claim a volume that names no node, for the version that was read; whether it is ours."""
-        metadata = found["metadata"]
-        key = Key(kind.name, metadata.get("namespace", ""), metadata["name"])
+    def bind(self, key: Key, *, uid: str, version: str, node: str, pool: str = "") -> bool:
+        """Record the node that keeps a volume, and the pool that was chosen for it, for the
+        version that was read; whether it is so now."""
         patch: JsonPatch = [
-            tested("uid", metadata["uid"]),
-            tested("resourceVersion", metadata["resourceVersion"]),
-            {"op": "add", "path": "/spec/nodeName", "value": self.node},
+            tested("uid", uid),
+            tested("resourceVersion", version),
+            {"op": "add", "path": "/spec/nodeName", "value": node},
         ]
+        if pool:
+            patch.append({"op": "add", "path": "/spec/poolRef", "value": {"name": pool}})
         try:
-            self.observe(kind, self._server.patch(key, patch))
+            self.observe(kinds()[key.kind], self._server.patch(key, patch))
         except (errors.Conflict, errors.NotFound):
             return False  # somebody wrote since; the watch tells what
         return True

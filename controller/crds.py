@@ -120,7 +120,7 @@ def resource_schema(kind: Kind) -> Schema:
             "status": {**status, "default": {"observedGeneration": -1}},
         },
     }
-    if "required" in spec:
+    if kind.needs_spec:
         schema["required"] = ["spec"]
     return schema
 
@@ -211,6 +211,10 @@ def _members(merged: Schema, definitions: Schema) -> Schema:
         schema["properties"] = {
             name: _structural(item, definitions) for name, item in merged["properties"].items()
         }
+    if "patternProperties" in merged:
+        (values,) = merged["patternProperties"].values()  # a rule says the pattern of the keys
+        schema["additionalProperties"] = _structural(values, definitions)
+        schema["maxProperties"] = merged["maxProperties"]
     if merged.get("required"):
         schema["required"] = sorted(merged["required"])
     return schema

@@ -27,6 +27,7 @@ from backends.spec import (
     VolumeSpec,
 )
 from controller import summarising, telling
+from controller.assigning import assign
 from controller.examining import Examination, Examiner, PoolExamination, foreseen
 from controller.jobs import Job, Jobs, Task, busy
 from controller.planning import Plan
@@ -42,7 +43,7 @@ from controller.resources import (
 )
 from controller.steps import Look, Observer, Steps
 from controller.store import ResourceStore
-from controller.worlds import World, volume_name
+from controller.worlds import UNBOUND, World, volume_name
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +59,17 @@ class Outcome:
         for it may go on.
     :param retry: whether an error may go away by itself.
     :param interval: seconds until the pool wants to be looked at again.
+    :param given: pools that were given volumes by this, and want to be looked at.
     """
 
     acted: bool
     retry: bool
     interval: float
+    given: frozenset[str] = frozenset()
 
+
+IDLE = 3600.0
+"""Seconds between two looks where nothing waits and every change wakes."""
 
 _DELETING = frozenset({Verb.DELETE_VOLUME})
 """What a job may go on with once its resource is being deleted."""
@@ -110,7 +116,10 @@ class Engine:
         return examined
 
     def reconcile(self, name: str) -> Outcome:
-        """One pass over the pool of that name and all volumes that name it."""
+        """One pass over the pool of that name and all volumes that name it; for ``UNBOUND``, over
+        the volumes that wait for a pool."""
+        if name == UNBOUND:
+            return self._assign()
         succeeded = self.jobs.begin_pass(name)
         world = self.world()
         self._keep_finalizers(world, name)
@@ -140,6 +149,10 @@ class Engine:
         left = _pending(found) | _refused(found) | _under_way(found) | failures.keys()
         acted = bool(attempted - left)
         return self._outcome(found, failures, acted=acted or succeeded)
+
+    def _assign(self) -> Outcome:
+        given, waiting = assign(self.store, self.examiner, self.world())
+        return Outcome(acted=bool(given), retry=waiting, interval=IDLE, given=frozenset(given))
 
     def keep_jobs(self, world: World) -> None:
         """Cancel the jobs of resources that are not declared on this node any more."""

@@ -20,10 +20,11 @@ from backends.host.devices import Identity
 from backends.registry import pool_type
 from backends.spec import Adoption, PoolState, PoolStatus
 from controller import planning
+from controller.choosing import Chooser
 from controller.jobs import Job, Jobs, busy
 from controller.planning import Plan, PoolHistory, VolumeHistory
 from controller.resources import AnyResource, Key
-from controller.worlds import World, volume_name
+from controller.worlds import UNBOUND, World, pool_name, volume_name
 
 
 @dataclass(slots=True)
@@ -111,6 +112,12 @@ class Examiner:
             if type_name not in self._backends:
                 self._backends[type_name] = kind.backend(self._context)
             return self._backends[type_name]
+
+    def chooser(self, world: World) -> Chooser:
+        """Who chooses among the pools of this node."""
+        pools = list(world.pools())
+        unmade = (item for pool in pools for item in world.volumes(pool.metadata.name))
+        return Chooser(pools, backend=self.backend, unmade=unmade)
 
     def mine(self, resource: AnyResource) -> bool:
         """Whether this node keeps it; so it does what names no node, or can't name one."""
@@ -239,6 +246,9 @@ class Examiner:
         resource, pool, backend = examined.resource, found.pool, found.backend
         if resource.deleting and found.facts is None and resource.status.origin is None:
             return  # nothing was ever made
+        if found.name == UNBOUND:
+            chosen = self.chooser(world).choose(resource)
+            raise errors.PoolNotReady(f"Pool {chosen.metadata.name!r} is about to be chosen.")
         if found.own is None:
             raise errors.PoolNotFound(
                 f"Pool {found.name!r}, which {resource.key} names, is not declared on this node.",
@@ -354,7 +364,7 @@ def _dependents(world: World, found: PoolExamination) -> dict[str, list[str]]:
         for link in item.backing_chain:
             standing.setdefault(_true_path(link.path), []).append(item.path)
     for resource in world.resources.values():
-        if resource.kind.name != "StorageVolume" or resource.spec.pool_ref.name == found.name:
+        if resource.kind.name != "StorageVolume" or pool_name(resource) == found.name:
             continue
         for link in resource.status.backing_chain:
             standing.setdefault(link.path, []).append(str(resource.key))

@@ -220,6 +220,8 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{item}`" for item in arguments)
     if origin in (Union, types.UnionType):
         return _type(next(item for item in arguments if item is not type(None)))
+    if origin is dict:
+        return f"{_type(arguments[1])} by key"
     if origin is tuple:
         return f"list of {_type(arguments[0])}"
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):

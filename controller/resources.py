@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from backends import errors
 from backends.registry import pool_spec
-from backends.schema import Model
+from backends.schema import Model, violations
 from backends.spec import (
     NodeSpec,
     NodeStatus,
@@ -58,6 +58,13 @@ class Kind:
     columns: tuple[Column, ...]
     selectable: tuple[str, ...] = ()
     description: str = ""
+
+    @property
+    def needs_spec(self) -> bool:
+        """Whether there can be no object without a spec: it has a field that a rule asks for."""
+        if any(item.is_required() for item in self.spec.model_fields.values()):
+            return True
+        return any(violations(self.spec()))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -253,11 +260,17 @@ class Resource(Generic[S, T]):
         return self.metadata.deletion_timestamp is not None
 
     @property
-    def signature(self) -> tuple[str, str, int, bool, str]:
+    def signature(self) -> tuple[object, ...]:
         """What a worker has to act on when it changes; status and events are not part of it."""
         metadata = self.metadata
-        requested = metadata.annotations.get(REQUESTED_AT, "")
-        return str(self.key), metadata.uid, metadata.generation, self.deleting, requested
+        return (
+            str(self.key),
+            metadata.uid,
+            metadata.generation,
+            self.deleting,
+            metadata.annotations.get(REQUESTED_AT, ""),
+            tuple(sorted(metadata.labels.items())),
+        )
 
     def dump(self) -> dict[str, Any]:
         """The object as the API server would give it."""

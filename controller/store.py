@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from backends import errors
 from backends.schema import Model, violations
-from backends.spec import StatusBase
+from backends.spec import StatusBase, VolumeSpec
 from controller.database import Database, Schema
 from controller.resources import (
     FINALIZER,
@@ -145,6 +145,8 @@ class ResourceStore(Journal, Protocol):
     ) -> bool: ...
 
     def annotate(self, key: Key, name: str, value: str | None) -> bool: ...
+
+    def bind(self, key: Key, *, uid: str, version: str, node: str, pool: str = "") -> bool: ...
 
     def request_deletion(self, key: Key) -> bool: ...
 
@@ -367,6 +369,7 @@ class Store:
     def _change(self, row: sqlite3.Row, declared: Declared, source: str) -> dict[str, Any]:
         """The columns that a declaration gives another value."""
         former = self._resource(row)
+        declared = as_bound(declared, former)
         check_deleting(declared, former)
         _check(declared, former.spec)
         metadata = declared.metadata
@@ -425,6 +428,24 @@ class Store:
             if not differs(_row(connection, key)):
                 return False
             _update(connection, uid, {"status": wanted}, shown=False)
+            return True
+
+    def bind(self, key: Key, *, uid: str, version: str, node: str, pool: str = "") -> bool:
+        """Record the node that keeps a volume, and the pool that was chosen for it.
+
+        :param version: the resource version that was read; the binding holds for no other.
+        :param pool: empty where the volume names its pool itself.
+        :returns: whether it was recorded.
+        """
+        with self._database.write() as connection:
+            row = _row(connection, key)
+            if row is None or (row["uid"], str(row["version"])) != (uid, version):
+                return False
+            spec = {**json.loads(row["spec"]), "nodeName": node}
+            if pool:
+                spec["poolRef"] = {"name": pool}
+            change = {"spec": _text(spec), "generation": row["generation"] + 1}
+            _update(connection, uid, change, shown=True)
             return True
 
     def request_deletion(self, key: Key) -> bool:
@@ -596,6 +617,13 @@ class Store:
             return
         with self._database.write() as connection:
             connection.execute("INSERT OR REPLACE INTO runtime VALUES (?, ?)", (uid, _text(data)))
+
+
+def as_bound(declared: Declared, former: AnyResource) -> Declared:
+    """What is declared, with the pool that was chosen for it before."""
+    if not isinstance(declared.spec, VolumeSpec):
+        return declared
+    return replace(declared, spec=declared.spec.bound_as(former.spec))
 
 
 def check_deleting(declared: Declared, former: AnyResource) -> None:

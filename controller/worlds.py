@@ -15,6 +15,9 @@ from backends.registry import pool_type
 from backends.spec import Permissions, VolumeSpec
 from controller.resources import AnyResource, Key
 
+UNBOUND = ""
+"""Stands for the pool of volumes that ask for one by labels and have none yet."""
+
 
 class World:
     """Resources by key. Building one costs a pass over them; it never changes afterwards."""
@@ -37,7 +40,7 @@ class World:
         found: defaultdict[str, list[AnyResource]] = defaultdict(list)
         for item in self.resources.values():
             if item.kind.name == "StorageVolume":
-                found[item.spec.pool_ref.name].append(item)
+                found[pool_name(item)].append(item)
         return found
 
     def pools(self) -> Iterator[AnyResource]:
@@ -54,7 +57,8 @@ class World:
         return _bases_first(self._volumes.get(pool, []))
 
     def pool_names(self) -> set[str]:
-        """Names of the pools that this node keeps, or that a volume names and nobody declares."""
+        """Names of the pools that this node keeps, or that a volume names and nobody declares;
+        ``UNBOUND`` among them where a volume waits for a pool."""
         undeclared = {name for name in self._volumes if self.pool(name) is None}
         return {item.metadata.name for item in self.pools()} | undeclared
 
@@ -87,7 +91,7 @@ class World:
         """
         spec: VolumeSpec = resource.spec
         if not resource.deleting:
-            self._admit(resource, spec.pool_ref.name)
+            self._admit(resource, pool_name(resource))
         formats = pool.type.volume_formats
         if spec.format is not None and spec.format not in formats and not resource.deleting:
             known = f"Use one of {', '.join(formats)}." if formats else "Leave format out."
@@ -191,8 +195,8 @@ class World:
                 f"{resource.key} stands on {key}, which is not declared.",
                 hint="Declare it, or give backingStore.path.",
             )
-        self._admit(resource, base.spec.pool_ref.name)
-        if base.spec.pool_ref.name == resource.spec.pool_ref.name:
+        self._admit(resource, pool_name(base))
+        if pool_name(base) == pool_name(resource):
             return backend.volume_path(pool, volume_name(base))
         if base.status.path is None:
             raise errors.BackingMissing(
@@ -218,8 +222,8 @@ class World:
         """Claims of a pool that another pool of this node made first."""
         mine = claims.get(resource.key, frozenset())
         found: list[errors.StorageError] = []
-        for other in sorted(self.pools(), key=_precedence):
-            if other.key == resource.key or _precedence(other) > _precedence(resource):
+        for other in sorted(self.pools(), key=precedence):
+            if other.key == resource.key or precedence(other) > precedence(resource):
                 continue
             for shared in sorted(mine & claims.get(other.key, frozenset())):
                 found.append(
@@ -234,7 +238,7 @@ class World:
     def entitled(self, volume: AnyResource) -> bool:
         """Whether a volume counts among those of its pool: it may stand there, or stood there
         before the pool's ``allowedNamespaces`` left its namespace out."""
-        return volume.status.origin is not None or self._allowed(volume, volume.spec.pool_ref.name)
+        return volume.status.origin is not None or self._allowed(volume, pool_name(volume))
 
     def _allowed(self, volume: AnyResource, pool: str) -> bool:
         found = self.pool(pool)
@@ -259,13 +263,13 @@ class World:
             claims = found[pool]
             for item in filter(self.entitled, volumes):
                 first = claims.setdefault(volume_name(item), item)
-                if _precedence(item) < _precedence(first):
+                if precedence(item) < precedence(first):
                     claims[volume_name(item)] = item
         return found
 
     def volume_conflicts(self, resource: AnyResource) -> list[errors.StorageError]:
         """Another volume of the same name in the same pool that came first."""
-        pool, name = resource.spec.pool_ref.name, volume_name(resource)
+        pool, name = pool_name(resource), volume_name(resource)
         first = self._first_claims.get(pool, {}).get(name, resource)
         if first.key == resource.key:
             return []
@@ -276,6 +280,12 @@ class World:
                 hint="Choose another volumeName, or delete one of them.",
             )
         ]
+
+
+def pool_name(resource: AnyResource) -> str:
+    """Name of the pool that holds the volume; ``UNBOUND`` while none was chosen."""
+    reference = resource.spec.pool_ref
+    return str(reference.name) if reference is not None else UNBOUND
 
 
 def volume_name(resource: AnyResource) -> str:
@@ -325,7 +335,7 @@ def _stands_on_itself(resource: AnyResource, between: Iterable[Key]) -> errors.I
     )
 
 
-def _precedence(resource: AnyResource) -> tuple[str, bool, str]:
+def precedence(resource: AnyResource) -> tuple[str, bool, str]:
     """Order in which resources came: by time; in one second, who holds the thing already first."""
     holds = getattr(resource.status, "origin", None) or getattr(resource.status, "built", None)
     return resource.metadata.creation_timestamp, not holds, str(resource.key)

@@ -52,6 +52,12 @@ def volume(spec: str, *, name: str = "disk1", metadata: str = "") -> str:
     )
 
 
+def selecting(selector: str, more: str = "") -> str:
+    """A volume of a pool that is to be chosen."""
+    spec = f"poolSelector: {{{selector}}}, capacity: 1Gi{more}"
+    return manifest("StorageVolume", spec, name="disk1")
+
+
 def operation(spec: str) -> str:
     return manifest("VolumeOperation", f"volumeRef: {{name: disk1}}, {spec}", name="wipe-disk1")
 
@@ -300,6 +306,12 @@ BAD_POOLS = (
 
 GOOD_VOLUMES = (
     Case("a volume", volume("capacity: 20Gi")),
+    Case("a volume of some pool", selecting("matchLabels: {app: db, example.org/tier: ''}")),
+    Case("a volume of some pool of a node",
+         selecting("matchExpressions: [{key: a, operator: NotIn, values: [b, '']}, "
+                   "{key: c, operator: DoesNotExist}]", ", nodeName: hv-01")),
+    Case("a volume of the pool that was chosen",
+         selecting("matchLabels: {app: db}", ", nodeName: hv-01, poolRef: {name: images}")),
     Case("a volume of bytes", volume("capacity: 1048576, allocation: 0")),
     Case("a volume of 1.5Gi", volume("capacity: 1.5Gi")),
     Case("a volume of an exponent", volume("capacity: '12e6'")),
@@ -338,7 +350,26 @@ GOOD_VOLUMES = (
 )  # fmt: skip
 
 BAD_VOLUMES = (
-    Case("no pool", manifest("StorageVolume", "capacity: 1Gi"), ("spec.poolRef",)),
+    Case("no pool", manifest("StorageVolume", "capacity: 1Gi"),
+         ("give either poolRef or poolSelector",)),
+    Case("a pool and a selector", volume("poolSelector: {matchLabels: {a: b}}, capacity: 1Gi"),
+         ("give either poolRef or poolSelector",)),
+    Case("a selector of anything", selecting(""), ("give matchLabels or matchExpressions",)),
+    Case("a selector of no labels", selecting("matchLabels: {}"),
+         ("give matchLabels or matchExpressions",)),
+    Case("a selector of a key that is none", selecting("matchLabels: {a/b/c: d}"),
+         ("matchLabels can't have the key",)),
+    Case("a selector of a value that is none", selecting("matchLabels: {a: b c}"),
+         ("spec.poolSelector.matchLabels",)),
+    Case("a selector of a number", selecting("matchLabels: {a: 1}"),
+         ("spec.poolSelector.matchLabels",)),
+    Case("In without values", selecting("matchExpressions: [{key: a, operator: In}]"),
+         ("operators In and NotIn need values",)),
+    Case("Exists with values",
+         selecting("matchExpressions: [{key: a, operator: Exists, values: [b]}]"),
+         ("operators In and NotIn need values",)),
+    Case("an unknown operator", selecting("matchExpressions: [{key: a, operator: Like}]"),
+         ("spec.poolSelector.matchExpressions[0].operator",)),
     Case("a pool as text", manifest("StorageVolume", "poolRef: images, capacity: 1Gi"),
          ("spec.poolRef",)),
     Case("no capacity", volume("format: raw"), ("capacity is required",)),
@@ -433,6 +464,8 @@ BAD_VOLUMES = (
 CASES = (*_member_cases(), *GOOD_POOLS, *BAD_POOLS, *GOOD_VOLUMES, *BAD_VOLUMES)
 
 LOGICAL = "type: logical"
+LABELS = "matchLabels: {a: b}"
+CHOSEN = ", nodeName: hv-01, poolRef: {name: images}"
 
 CHANGES = (
     Change("nothing", pool(DIR), pool(DIR)),
@@ -450,6 +483,16 @@ CHANGES = (
     Change("the uuid, taken away", pool(f"{LOGICAL}, uuid: {UUID}"), pool(LOGICAL),
            ("uuid can't be changed",)),
     Change("the capacity", volume("capacity: 1Gi"), volume("capacity: 2Gi")),
+    Change("the pool, when it is chosen", selecting(LABELS), selecting(LABELS, CHOSEN)),
+    Change("the pool, chosen otherwise", selecting(LABELS, CHOSEN),
+           selecting(LABELS, CHOSEN.replace("images", "other")), ("poolRef can't be changed",)),
+    Change("the labels, before it is chosen", selecting(LABELS), selecting("matchLabels: {a: c}")),
+    Change("the labels, once it is chosen", selecting(LABELS, CHOSEN),
+           selecting("matchLabels: {a: c}", CHOSEN), ("poolSelector can't be changed",)),
+    Change("the labels, taken away once it is chosen", selecting(LABELS, CHOSEN),
+           volume("capacity: 1Gi, nodeName: hv-01")),
+    Change("labels, for a pool that was named", volume("capacity: 1Gi, nodeName: hv-01"),
+           selecting(LABELS, CHOSEN), ("poolSelector can't be changed",)),
     Change("the pool of a volume", volume("capacity: 1Gi"),
            manifest("StorageVolume", "poolRef: {name: other}, capacity: 1Gi", name="disk1"),
            ("poolRef can't be changed",)),

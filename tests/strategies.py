@@ -138,6 +138,10 @@ def _values(written: Object, definitions: Object) -> st.SearchStrategy[Any]:
         case "array":
             items, least = _values(written["items"], definitions), written.get("minItems", 0)
             return st.lists(items, min_size=least, max_size=min(written["maxItems"], least + 2))
+        case "object" if "patternProperties" in written:
+            ((pattern, values),) = written["patternProperties"].items()
+            keys = _strings({**written["propertyNames"], "pattern": pattern})
+            return st.dictionaries(keys, _values(values, definitions), min_size=1, max_size=3)
         case _:
             return _objects(written, definitions)
 
@@ -216,7 +220,20 @@ def _repair_pool(draw: st.DrawFn, drawn: Object, properties: Properties) -> None
     _repair_policies(drawn)
 
 
+def _repair_requirement(draw: st.DrawFn, drawn: Object, properties: Properties) -> None:
+    drawn.pop("values", None)
+    if drawn["operator"] in ("In", "NotIn"):
+        drawn["values"] = ["a", "b"]
+
+
+def _repair_selector(draw: st.DrawFn, drawn: Object, properties: Properties) -> None:
+    if not drawn.get("matchExpressions"):
+        drawn.setdefault("matchLabels", draw(properties["matchLabels"]))
+
+
 def _repair_volume(draw: st.DrawFn, drawn: Object, properties: Properties) -> None:
+    if "nodeName" not in drawn or not {"poolRef", "poolSelector"} <= drawn.keys():
+        _exactly_one("poolRef", "poolSelector")(draw, drawn, properties)
     if "backingStore" in drawn:
         drawn.pop("source", None)
         drawn["format"] = draw(st.sampled_from(["qcow", "qcow2", "qed", "vmdk"]))
@@ -230,6 +247,8 @@ def _repair_operation(draw: st.DrawFn, drawn: Object, properties: Properties) ->
 
 _REPAIRS: dict[str, Repair] = {
     "SecretRef": _exactly_one("name", "uuid", "usage"),
+    "LabelRequirement": _repair_requirement,
+    "LabelSelector": _repair_selector,
     "VolumeSource": _exactly_one("clone", "http", "file", "upload"),
     "BackingStore": _exactly_one("volumeRef", "path"),
     "Adapter": _repair_adapter,

@@ -114,11 +114,11 @@ def _write(session: Session, store: Store, snapshot: Snapshot) -> _Job:
         if declared.kind.name not in WORKED_ON:
             who = _SEEN_BY.get(declared.kind.name, "this release does not act on it")
             say(f"{reference(declared.key)} is stored; {who}.")
-        elif pool_of(declared) in foreign:
+        elif pool_of(applied.resource) in foreign:
             say(f"{reference(declared.key)} is stored; another node keeps its pool.")
         else:
             job.keys.append(declared.key)
-            job.pools.add(pool_of(declared))
+            job.pools.add(pool_of(applied.resource))
             job.unchanged += [declared.key] if applied.outcome == "unchanged" else []
     return job
 

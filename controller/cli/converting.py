@@ -14,6 +14,7 @@ from controller import crds as definitions
 from controller import reference
 from controller.cli.options import Format
 from controller.cli.printing import put, report, report_all, say
+from controller.cli.working import pool_of
 from controller.codecs import libvirtxml, manifests
 from controller.codecs.libvirtxml import Document
 from controller.resources import API_VERSION, Declared
@@ -103,11 +104,10 @@ def _document(item: Declared, beside: Sequence[Declared], pool: Path | None) -> 
         raise errors.Unsupported(f"libvirt has no XML for a {item.kind.name}.")
     if item.kind.name == "StoragePool":
         return libvirtxml.document(item)
-    spec: Any = item.spec
     types = [
         _type_of(other)
         for other in beside
-        if other.kind.name == "StoragePool" and other.metadata.name == spec.pool_ref.name
+        if other.kind.name == "StoragePool" and other.metadata.name == pool_of(item)
     ]
     if not types and pool is not None:
         types = [str(getattr(_pool_document(pool).spec, "type", "dir"))]

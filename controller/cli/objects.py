@@ -14,6 +14,7 @@ from controller.cli.options import Output
 from controller.cli.printing import put
 from controller.resources import DEFAULT_NAMESPACE, AnyResource, Key, Kind, kind_of, kinds
 from controller.store import Store
+from controller.worlds import pool_name
 
 CATEGORY = ("all", "poolkeeper")
 """What stands for all kinds; the second is their category on an API server."""
@@ -132,6 +133,6 @@ def as_xml(resource: AnyResource, store: Store) -> str:
         return libvirtxml.format(libvirtxml.document(resource, uuid=resource.metadata.uid))
     if name != "StorageVolume":
         raise errors.Unsupported(f"libvirt has no XML for a {name}.", hint="Use -o yaml.")
-    pool = store.get(Key("StoragePool", "", resource.spec.pool_ref.name))
+    pool = store.get(Key("StoragePool", "", pool_name(resource)))
     pool_type = pool.spec.type if pool is not None else "dir"
     return libvirtxml.format(libvirtxml.document(resource, pool_type=pool_type))

@@ -10,18 +10,20 @@ from typing import Any
 from backends import errors
 from backends.base import Verb
 from backends.host.commands import quote
+from backends.spec import ResourceRef
+from controller.choosing import in_turn
 from controller.cli.objects import as_json, reference
 from controller.cli.options import PlanOutput
 from controller.cli.printing import as_word, clean, one_line, painted, put, report, say
 from controller.cli.reading import in_order, place_of, read, why_refused
 from controller.cli.session import Session
-from controller.cli.working import foreign_pools, pool_of, rests
+from controller.cli.working import WORKED_ON, foreign_pools, pool_of, rests
 from controller.engine import Engine
 from controller.examining import Examination
 from controller.planning import Action, Impact, Plan
 from controller.resources import AnyResource, Declared, Key, Resource, now
-from controller.store import Store
-from controller.worlds import World, volume_name
+from controller.store import Store, as_bound
+from controller.worlds import UNBOUND, World, pool_name, volume_name
 
 NO_UID = "00000000-0000-0000-0000-000000000000"
 """Stands for the uid that a resource gets when it is stored."""
@@ -81,6 +83,7 @@ class _Overlay:
     def lay(self, declared: Declared) -> None:
         """Lay one over; one that the store would refuse is reported and left out."""
         former = self.resources.get(declared.key)
+        declared = as_bound(declared, former) if former is not None else declared
         problem = why_refused(declared, former)
         if problem is not None:
             report(problem, about=place_of(declared))
@@ -167,19 +170,21 @@ def _previews(
 ) -> list[Preview]:
     engine = session.engine(store)
     world = World(overlay.resources.values(), node=session.node)
+    world = _with_pools_chosen(engine, world)
     world = _with_backing_paths(engine, world)
     if everything:
         pools = world.pool_names()
     else:
-        laid = [overlay.resources[key] for key in overlay.previews]
-        pools = {pool_of(item) for item in laid} - {""}
+        laid = [world.resources[key] for key in overlay.previews]
+        pools = {pool_of(item) for item in laid if item.kind.name in WORKED_ON}
     pools -= foreign_pools(overlay.resources.values(), session.node)
     found = dict(overlay.previews)
     for examined in engine.plan(world, sorted(pools)):
         for item in [*([examined.own] if examined.own else []), *examined.volumes]:
             _note(found, item)
             pool = examined.own.resource if examined.own else None
-            found[item.resource.key].resting = rests(item.resource, pool)
+            waits = examined.name == UNBOUND  # the pools to choose from may be made by this plan
+            found[item.resource.key].resting = waits or rests(item.resource, pool)
     return list(found.values())
 
 
@@ -191,13 +196,27 @@ def _note(found: dict[Key, Preview], item: Examination) -> None:
         preview.plan = replace(item.plan, actions=(), expired="")
 
 
+def _with_pools_chosen(engine: Engine, world: World) -> World:
+    """The world as if volumes that ask for a pool by labels had been given one."""
+    resources = dict(world.resources)
+    chooser = engine.examiner.chooser(world)
+    for volume in in_turn(world.volumes(UNBOUND)):
+        try:
+            pool = chooser.choose(volume)
+        except errors.StorageError:
+            continue  # the plan says why
+        chosen = {"pool_ref": ResourceRef(name=pool.metadata.name), "node_name": world.node}
+        resources[volume.key] = replace(volume, spec=volume.spec.model_copy(update=chosen))
+    return World(resources.values(), node=world.node)
+
+
 def _with_backing_paths(engine: Engine, world: World) -> World:
     """The world as if volumes that others stand on across pools were there already."""
     volumes = [item for item in world.resources.values() if item.kind.name == "StorageVolume"]
     resources = dict(world.resources)
     for key in {world.backing_key(item) for item in volumes}:
         base = world.resources.get(key) if key else None
-        pool = world.pool(base.spec.pool_ref.name) if base is not None else None
+        pool = world.pool(pool_name(base)) if base is not None else None
         if base is None or pool is None or base.status.path is not None:
             continue
         try:

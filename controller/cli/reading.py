@@ -12,7 +12,7 @@ from controller.cli.printing import report_all, say
 from controller.resources import AnyResource, Declared, Key, kinds
 from controller.sources.base import Snapshot
 from controller.sources.files import read_paths
-from controller.store import Store, check_deleting
+from controller.store import Store, as_bound, check_deleting
 
 
 def read(paths: Sequence[str], store: Store, *, pool: str = "") -> Snapshot:
@@ -41,6 +41,7 @@ def read(paths: Sequence[str], store: Store, *, pool: str = "") -> Snapshot:
 def why_refused(declared: Declared, former: AnyResource | None) -> errors.StorageError | None:
     """Why the store would not take it, as the store itself says it."""
     if former is not None:
+        declared = as_bound(declared, former)
         try:
             check_deleting(declared, former)
         except errors.Conflict as error:

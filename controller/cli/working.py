@@ -82,7 +82,8 @@ def rests(resource: AnyResource, pool: AnyResource | None) -> bool:
 
 
 def pool_of(item: AnyResource | Declared) -> str:
-    """The pool whose pass concerns the resource; empty for kinds that none does."""
+    """The pool whose pass concerns the resource; empty for kinds that none does, and for volumes
+    that wait for a pool (``worlds.UNBOUND``)."""
     if item.kind.name == "StoragePool":
         return item.metadata.name
     spec: object = item.spec
@@ -180,21 +181,26 @@ class Foreground:
     def _pass(self, pools: set[str], concerned: set[str]) -> set[str]:
         """One pass over each pool; those that a further one may bring on at once."""
         successes, revision = self._successes, self._store.revision()
-        retryable = self._side_by_side(sorted(pools))
+        retryable = self._side_by_side(sorted(pools), concerned)
         if self._store.revision() != revision:  # such as volumes that were found and adopted
             return concerned
         # What was done in one pool may be what another waited for, such as a backing image.
         return retryable if self._successes > successes else set()
 
-    def _side_by_side(self, pools: Sequence[str]) -> set[str]:
+    def _side_by_side(self, pools: Sequence[str], concerned: set[str]) -> set[str]:
+        """A pass over each; those to be tried again. Pools that were given volumes by it are among
+        the concerned from now on."""
         with ThreadPoolExecutor(min(len(pools), POOLS_AT_ONCE), "pool") as workers:
             futures = {name: workers.submit(self.engine.reconcile, name) for name in pools}
             try:
-                return {name for name, future in futures.items() if future.result().retry}
+                outcomes = {name: future.result() for name, future in futures.items()}
             except BaseException:
                 # The threads are waited for on the way out: end the steps that they are at.
                 self.engine.stop()
                 raise
+        for outcome in outcomes.values():
+            concerned |= outcome.given
+        return {name for name, outcome in outcomes.items() if outcome.retry}
 
     def _wait_for_job(self, pools: set[str], ended: int) -> bool:
         """Wait until one more job of these pools than ``ended`` has ended; false for none."""

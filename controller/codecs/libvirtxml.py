@@ -376,7 +376,8 @@ def _parse_volume(root: Node, reader: Reader, kind: PoolType, pool_name: str) ->
         raise reader.failure("<name> is missing.", root, hint="Give the volume a name.")
     outline = _outlines()["volume"]
     manifest = _manifest(root, reader, outline, name, spec)
-    manifest["spec"].setdefault("poolRef", {"name": pool_name})
+    if "poolSelector" not in manifest["spec"]:
+        manifest["spec"].setdefault("poolRef", {"name": pool_name})
     spec_model = _valid(VolumeSpec, manifest["spec"], root, reader)
     for violation in _violations_in_members(spec_model):
         _refuse(_place(violation.path), f"{violation.message}.", VolumeSpec, root, reader)

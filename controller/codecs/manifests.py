@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from backends import errors, schema
 from backends.registry import pool_types
-from backends.schema import Model, Namespace, ObjectName
+from backends.schema import NAME_PART, LabelKey, LabelValue, Model, Namespace, ObjectName
 from controller.codecs import documents
 from controller.codecs.documents import Mapping, Node, Scalar, Sequence
 from controller.resources import (
@@ -38,24 +38,14 @@ from controller.resources import (
 Loc = tuple[str | int, ...]
 M = TypeVar("M", bound=Model)
 
-_NAME_PART = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]"
-LabelKey = Annotated[
-    str,
-    Field(
-        max_length=317,
-        pattern=rf"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?{_NAME_PART}$",
-        description="A key, such as app or example.org/app.",
-    ),
-]
 AnnotationKey = Annotated[
     str,
     Field(
         max_length=317,
-        pattern=rf"^([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?/)?{_NAME_PART}$",
+        pattern=rf"^([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?/)?{NAME_PART}$",
         description="A key, such as note or example.org/note.",
     ),
 ]
-LabelValue = Annotated[str, Field(max_length=63, pattern=rf"^({_NAME_PART})?$")]
 
 
 class ObjectMeta(Model):
@@ -222,7 +212,7 @@ class _Reader:
     def _spec(self, root: Mapping, kind: Kind) -> Model | None:
         node = root.entries.get("spec")
         if node is None or documents.is_empty(node):
-            if any(item.is_required() for item in kind.spec.model_fields.values()):
+            if kind.needs_spec:
                 self.refuse(_line(root, "spec"), "spec is missing.", f"Say which {kind.name}.")
                 return None
             node = Mapping(root.line, {}, {})

@@ -41,6 +41,18 @@ def apply_in_another_process(site, *documents):
     )  # fmt: skip
 
 
+def test_a_pool_that_comes_later_is_given_the_volumes_that_wait(site, tmp_path):
+    waiting = volume("disk", "x", pool_selector={"matchLabels": {"app": "db"}}, capacity="1Mi")
+    del waiting["spec"]["poolRef"]
+    with site.running():
+        site.keeper.apply(waiting, dir_pool("images", tmp_path / "images"))
+        wait_until(lambda: site.keeper.reason(volume_key("disk")) == "NoPoolMatches")
+        labelled = dir_pool("images", tmp_path / "images")
+        labelled["metadata"]["labels"] = {"app": "db"}
+        site.keeper.apply(labelled)
+        wait_until(ready(site, "disk"))
+
+
 def ready(site, name):
     return lambda: site.keeper.truth(volume_key(name), "Ready") == "True"
 

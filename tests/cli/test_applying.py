@@ -22,6 +22,41 @@ def test_one_command_builds_a_pool_and_its_volumes(poolkeeper, write, pool, volu
     assert (images / "a").stat().st_size == 2**20
 
 
+def test_one_command_makes_a_volume_that_asks_for_a_pool_by_labels(
+    poolkeeper, write, pool, volume, images
+):
+    asking = volume("a", poolRef=None, poolSelector={"matchLabels": {"app": "db"}})
+    labelled = pool()
+    labelled["metadata"]["labels"] = {"app": "db"}
+    manifest = write("all.yaml", asking, labelled)
+    planned = poolkeeper("plan", "-f", manifest)
+    assert planned.code == 2
+    assert "PoolNotReady" in planned.out
+    assert poolkeeper("apply", "-f", manifest).code == 0
+    assert os.listdir(images) == ["a"]
+    assert poolkeeper("plan", "-f", manifest).code == 0
+    again = poolkeeper("apply", "-f", manifest)
+    assert again.code == 0
+    assert again.out == "storagepool/images unchanged\nstoragevolume/a unchanged\n"
+    second = write("second.yaml", {**asking, "metadata": {"name": "b"}})
+    planned = poolkeeper("plan", "-f", second)
+    assert f"CreateVolume {images}/b" in planned.out
+    assert poolkeeper("apply", "-f", second).code == 0
+    shown = poolkeeper("get", "svol", "b", "-o", "json").json
+    assert shown["spec"]["poolRef"] == {"name": "images"}
+    assert "<name>b</name>" in poolkeeper("get", "svol", "b", "-o", "xml").out
+
+
+def test_a_volume_that_no_pool_matches_is_not_ready_and_says_why(poolkeeper, write, pool, volume):
+    asking = volume("a", poolRef=None, poolSelector={"matchLabels": {"app": "db"}})
+    result = poolkeeper("apply", "-f", write("all.yaml", asking, pool()))
+    assert result.code == 1
+    assert "No pool has the labels" in result.err
+    assert poolkeeper("plan").code == 1
+    assert "No pool has the labels" in poolkeeper("describe", "svol", "a").out
+    assert poolkeeper("delete", "svol", "a").code == 0
+
+
 def test_applying_twice_changes_nothing(poolkeeper, write, pool, volume):
     manifest = write("all.yaml", pool(), volume())
     poolkeeper("apply", "-f", manifest)
