@@ -47,17 +47,19 @@ QUICKLY_WRITTEN = 256 * MIB
 class FileVolumes(Backend):
     """A backend whose volumes are the entries of ``pool.target_path``."""
 
+    furniture: frozenset[str] = frozenset()
+    """Entries that belong to the file system itself."""
+
     def __init__(self, context: BackendContext) -> None:
         super().__init__(context)
         self._staged: set[tuple[int, int, str]] = set()
         """Names in staging directories that a thread works on, with the directory's identity."""
 
     def observe(self, pool: Pool) -> PoolFacts:
-        path = str(pool.target_path)
         try:
-            directory = Directory.open(path)
+            directory = self._open(pool)
         except errors.NotFound:
-            return PoolFacts(presence=Presence.ABSENT, detail=f"{path} is not there")
+            return PoolFacts(presence=Presence.ABSENT, detail=f"{pool.target_path} is not there")
         except errors.StorageError as error:
             return PoolFacts(presence=Presence.UNREACHABLE, detail=error.message.rstrip("."))
         with directory:
@@ -71,7 +73,7 @@ class FileVolumes(Backend):
         volumes: dict[str, VolumeFacts] = {}
         skipped: list[tuple[str, str]] = []
         for name, facts in directory.entries():
-            if name.startswith(names.RESERVED_PREFIX):
+            if name.startswith(names.RESERVED_PREFIX) or name in self.furniture:
                 continue
             reason = _not_a_volume(name, facts)
             if reason:

@@ -263,7 +263,8 @@ class Examiner:
             self._add_source(world, examined, foreseen=foreseen)
             volume = examined.volume
         path = backend.volume_path(pool, volume.name)
-        paths = {path, _true_path(path)} if dependents else ()
+        readable = found.facts.presence is Presence.PRESENT
+        paths = {path, _true_path(path)} if dependents and readable else {path}
         standing = sorted({name for item in paths for name in dependents.get(item, ())})
         examined.dependents = tuple(standing)
         if resource.deleting:
@@ -273,6 +274,8 @@ class Examiner:
             return
         if not self.serves(found, foreseen=foreseen):
             raise _pool_not_ready(found)
+        if not found.facts.listed:
+            return  # what it holds is seen once it has been started
         examined.plan = planning.plan_volume(
             pool,
             volume,

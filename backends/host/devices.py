@@ -176,6 +176,11 @@ def _raise_missing(path: str) -> NoReturn:
     )
 
 
+def exists(number: tuple[int, int]) -> bool:
+    """Whether the kernel has a block device of that number."""
+    return (_SYSFS / f"{number[0]}:{number[1]}").exists()
+
+
 def unstable_name(path: str) -> str:
     """Why a device should be named otherwise, as a sentence; empty where its name is good."""
     if _SHAKY.fullmatch(os.path.normpath(path)) is None:

@@ -109,11 +109,16 @@ def mount_at(path: str | os.PathLike[str]) -> Mount | None:
     does not hold this up; one that holds a directory above the path may (see ``bounded``).
     """
     text = os.path.abspath(path)
-    parent, name = os.path.split(text)
     table = mounts()
-    found = _uppermost(table, os.path.join(os.path.realpath(parent), name))
+    found = _uppermost(table, true_place(text))
     # Only where nothing is mounted may the path itself be looked at: it may be a link.
     return found or _uppermost(table, os.path.realpath(text))
+
+
+def true_place(path: str | os.PathLike[str]) -> str:
+    """The path with links in its parents resolved; what stands at the path is not asked."""
+    parent, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(parent), name)
 
 
 def _uppermost(table: list[Mount], mount_point: str) -> Mount | None:

@@ -106,6 +106,12 @@ class Contents:
         found = {item.uuid for item in self.signatures if item.uuid}
         return found.pop() if len(found) == 1 else None
 
+    @property
+    def ambiguous(self) -> bool:
+        """Whether several things stand there, none of which may be taken for the one."""
+        types = {item.type for item in self.signatures if item.usage != _PARTITION_TABLE}
+        return len(types) > 1 and types != _BRIDGES
+
     def sole(self, path: str) -> Signature | None:
         """The one thing that is not a partition table; None where there is none.
 
@@ -113,8 +119,7 @@ class Contents:
         :raises errors.ProbeFailed: where there are several, none of which may be taken for it.
         """
         found = [item for item in self.signatures if item.usage != _PARTITION_TABLE]
-        types = {item.type for item in found}
-        if len(found) > 1 and types != _BRIDGES:
+        if self.ambiguous:
             raise errors.ProbeFailed(
                 f"It can't be told what {path} holds: it has the signatures of {_listed(self)}.",
                 hint="Remove those that are left over from former uses, with wipefs --offset.",

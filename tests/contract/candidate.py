@@ -36,6 +36,8 @@ class PoolUnderTest(ABC):
     :cvar given: name of a volume of 4 MiB that is there from the start, where none can be made.
     :cvar planted_format: what ``plant_volume`` makes, as a look at the pool shows it.
     :cvar obstacle_reason: why a pool isn't Ready whose place ``plant_obstacle`` took.
+    :cvar stand_in_reason: why a pool isn't Ready in whose place something else stands, once it was
+        there.
     :cvar commands_per_look: the most host commands that one look at an unchanged pool runs.
     """
 
@@ -49,6 +51,7 @@ class PoolUnderTest(ABC):
     given: ClassVar[str] = ""
     planted_format: ClassVar[str | None] = "raw"
     obstacle_reason: ClassVar[str] = "OverwriteRefused"
+    stand_in_reason: ClassVar[str] = "Inaccessible"
     commands_per_look: ClassVar[int] = 0
 
     def __init__(self, root: Path, spares: Spares) -> None:
