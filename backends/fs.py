@@ -118,8 +118,8 @@ class FsBackend(MountedVolumes):
 
     def __init__(self, context: BackendContext) -> None:
         super().__init__(context)
-        self._mounted: dict[tuple[int, int], tuple[int, Contents]] = {}
-        """What stands on a mounted device, by its number, with the number of the mount."""
+        self._mounted: dict[tuple[int, int], tuple[tuple[int, int], Contents]] = {}
+        """What stands on a mounted device, by its number, with the numbers of disk and mount."""
 
     def place(self, pool: Pool) -> str:
         return f"{pool.target_path} ({_device_path(pool)})"
@@ -153,6 +153,7 @@ class FsBackend(MountedVolumes):
             found = _look(pool)
         except errors.StorageError as error:
             return PoolFacts(presence=Presence.UNREACHABLE, detail=str(error).rstrip("."))
+        self._mounted.pop(found.device.number, None)  # numbers of mounts are given out again
         facts = PoolFacts(
             presence=Presence.ABSENT,
             active=False,
@@ -171,7 +172,7 @@ class FsBackend(MountedVolumes):
             return facts
         try:
             mark = self._mark_unmounted(found)
-        except (errors.Inaccessible, errors.MissingTool, errors.InUse) as error:
+        except (errors.Inaccessible, errors.MissingTool) as error:
             problem = error.message.rstrip(".")
             return replace(facts, data_found=f"{found.contents}, of which {problem}")
         return replace(facts, mark=mark, adoptable=True)
@@ -181,8 +182,12 @@ class FsBackend(MountedVolumes):
         if kept is not None or found.filesystem is None:
             return kept
         kind = _KERNEL_NAMES.get(found.filesystem, found.filesystem)
-        with detached.mounted(found.device.node, kind, write=False) as root:
-            return self.context.marks.read(root)
+        try:
+            with detached.mounted(found.device.node, kind, write=False) as root:
+                return self.context.marks.read(root)
+        except errors.InUse:
+            require_unused(found.device)  # says who it is
+            raise
 
     def observe_mounted(self, pool: Pool, mount: Mount) -> PoolFacts:
         facts = super().observe_mounted(pool, mount)
@@ -201,8 +206,8 @@ class FsBackend(MountedVolumes):
     def _contents_of(self, device: BlockDevice, mount: Mount) -> Contents:
         """What stands on a mounted device, looked at once: it stays as long as the mount does."""
         known = self._mounted.get(device.number)
-        if known is None or known[0] != mount.id:
-            known = mount.id, signatures.probe(device.node)
+        if known is None or known[0] != (device.sequence, mount.id):
+            known = (device.sequence, mount.id), signatures.probe(device.node)
             self._mounted[device.number] = known
         return known[1]
 

@@ -193,6 +193,8 @@ def plan_pool(
     draft.refusals.extend(_other_devices(pool, facts, history))
     if draft.refusals:
         return draft.finish()
+    if _replaced(pool, facts, history):
+        history = replace(history, built=False)
     if facts.presence is Presence.UNREACHABLE:
         draft.refusals.append(
             errors.Inaccessible(
@@ -263,6 +265,25 @@ def _find_backing(draft: _Draft, facts: PoolFacts) -> bool:
     return False
 
 
+_STAND_IN_HINTS = {
+    False: "A mount may be missing or covered. To use what is there now, set build.policy "
+    "Overwrite and build.confirm to the pool's name.",
+    True: "Bring back what stood there. To use what is there now, declare the identity of its "
+    "device; to destroy it, set build.policy Overwrite and build.confirm to the pool's name.",
+}
+"""What to do about a stand-in for the pool's backing, by whether it would be destroyed."""
+
+
+def _replaced(pool: Pool, facts: PoolFacts, history: PoolHistory) -> bool:
+    """Whether another device than before is there, which the spec names by its identity."""
+    known = {item.path: item for item in history.devices}
+    wanted = {item.path: item.identity for item in pool.devices}
+    return any(
+        wanted.get(seen.path) and seen.path in known and seen.differences(known[seen.path])
+        for seen in facts.devices
+    )
+
+
 def _plan_backing(
     draft: _Draft, facts: PoolFacts, history: PoolHistory, live_marks: set[str]
 ) -> bool:
@@ -292,8 +313,7 @@ def _plan_backing(
             errors.Inaccessible(
                 f"What stands at {draft.backend.place(pool)} does not carry the mark of pool "
                 f"{pool.name!r}, which stood there.",
-                hint="A mount may be missing or covered. To use what is there now, set "
-                "build.policy Overwrite and build.confirm to the pool's name.",
+                hint=_STAND_IN_HINTS[bool(facts.data_found)],
             )
         )
         return True

@@ -160,3 +160,15 @@ def test_a_volume_that_can_not_be_seen_does_not_count_as_deleted(scene):
         backend=scene.backend,
     )
     assert isinstance(plan.refusals[0], errors.PoolNotReady)
+
+
+def test_another_device_that_is_declared_is_taken_as_a_new_one(scene):
+    seen = Identity(path=DEVICE, serial="S2")
+    history = scene.history(devices=(KNOWN,))
+    blank = PoolFacts(presence=Presence.ABSENT, devices=(seen,))
+    assert verbs(planned(scene, on_device("S2"), blank, history))[0] is Verb.BUILD_POOL
+    filled = scene.facts(mark=None, data_found="an ext4 file system", devices=(seen,))
+    assert verbs(planned(scene, on_device("S2"), filled, history))[0] is Verb.ADOPT_POOL
+    same = scene.facts(mark=None, data_found="an ext4 file system", devices=(KNOWN,))
+    (refusal,) = planned(scene, on_device("S1"), same, history).refusals
+    assert "destroy it" in refusal.hint
