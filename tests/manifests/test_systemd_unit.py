@@ -44,6 +44,16 @@ def test_the_state_directory_is_the_one_that_commands_of_root_use(unit):
     assert unit["Service"]["StateDirectoryMode"] == "0700"
 
 
+def test_it_shares_the_mounts_and_devices_of_the_host(unit):
+    """These give a service a mount namespace or a list of devices of its own (systemd.exec(5))."""
+    private = re.compile(
+        "Protect.*|Private(Tmp|Devices|Mounts|Users)|(ReadOnly|ReadWrite|Inaccessible|Exec|NoExec)"
+        "Paths|Root(Directory|Image)|Bind.*Paths|Temporary.*|MountAPIVFS|MountFlags|Dynamic.*|"
+        "Device(Allow|Policy)|ProcSubset"
+    )
+    assert [name for name in unit["Service"] if private.fullmatch(name)] == []
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_systemd_finds_nothing_wrong_with_it(command, tmp_path):
     program = tmp_path / "poolkeeper"
