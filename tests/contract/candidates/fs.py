@@ -70,9 +70,10 @@ class Candidate(Dir):
         if not self._hidden.exists():
             self._attach()
 
-    def plant_volume(self, name: str, size: int) -> None:
+    def plant_volume(self, name: str, size: int) -> str:
         with self._root() as root, (root / name).open("xb") as file:
             file.truncate(size)
+        return name
 
     def plant_obstacle(self) -> None:
         if not self._loop:
