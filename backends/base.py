@@ -12,7 +12,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
@@ -308,6 +308,12 @@ class Volume:
     backing_format: str | None = None
     source: CloneFrom | None = None
 
+    @property
+    def bare(self) -> Volume:
+        """The volume as mere bytes, which no header has anything to say about."""
+        spec = self.spec.model_copy(update={"encryption": None})
+        return replace(self, format="raw", spec=spec)
+
     def mark(self, origin: Origin) -> Mark:
         return Mark(uid=self.uid, resource=self.resource, origin=origin)
 
@@ -326,6 +332,7 @@ class Verb(enum.StrEnum):
     ADOPT_VOLUME = "AdoptVolume"
     GROW_VOLUME = "GrowVolume"
     SHRINK_VOLUME = "ShrinkVolume"
+    WIPE_VOLUME = "WipeVolume"
     SET_VOLUME_PERMISSIONS = "SetVolumePermissions"
     DELETE_VOLUME = "DeleteVolume"
 
@@ -470,7 +477,8 @@ class Backend(ABC):
     def takes_long(self, verb: Verb, pool: Pool, volume: Volume) -> bool:
         """Whether a step on a volume moves so many bytes that it is to run apart from the pass."""
         source = volume.spec.source
-        return verb is Verb.CREATE_VOLUME and source is not None and source.upload is None
+        filled = source is not None and source.upload is None
+        return verb is Verb.WIPE_VOLUME or (verb is Verb.CREATE_VOLUME and filled)
 
     def check_volume(self, pool: Pool, volume: Volume) -> None:
         """Refuse, before anything is done, a volume that could never be made."""

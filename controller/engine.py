@@ -71,7 +71,7 @@ class Outcome:
 IDLE = 3600.0
 """Seconds between two looks where nothing waits and every change wakes."""
 
-_DELETING = frozenset({Verb.DELETE_VOLUME})
+_DELETING = frozenset({Verb.WIPE_VOLUME, Verb.DELETE_VOLUME})
 """What a job may go on with once its resource is being deleted."""
 
 

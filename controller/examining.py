@@ -68,7 +68,9 @@ _LATER = {
 }  # fmt: skip
 """Fields of a volume's spec that don't matter while it is being made."""
 
-_DISTURBING = frozenset({Verb.GROW_VOLUME, Verb.SHRINK_VOLUME, Verb.DELETE_VOLUME})
+_DISTURBING = frozenset(
+    {Verb.GROW_VOLUME, Verb.SHRINK_VOLUME, Verb.WIPE_VOLUME, Verb.DELETE_VOLUME}
+)
 """What can't be done to a volume while it is read."""
 
 

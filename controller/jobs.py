@@ -242,12 +242,14 @@ class Jobs:
             return succeeded
 
     def failure(self, owner: Key, attempt: Attempt) -> errors.StorageError | None:
-        """What the last job of a resource failed with, until it is time to try again."""
+        """What the last job of a resource failed with, until it is time to try again; while it is
+        tried again, too, so that the status does not go to and fro."""
         with self._changed:
             known = self._failures.get(owner)
             if known is None or known.attempt != attempt:
                 return None
-            waits = known.problem.terminal or time.monotonic() < known.until
+            again = owner in self._running
+            waits = again or known.problem.terminal or time.monotonic() < known.until
             return known.problem if waits else None
 
     def keep(self, uids: Collection[str]) -> None:

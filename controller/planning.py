@@ -39,6 +39,7 @@ _IMPACTS = {
     Verb.STOP_POOL: Impact.DISRUPTIVE,
     Verb.DELETE_POOL: Impact.DESTRUCTIVE,
     Verb.SHRINK_VOLUME: Impact.DESTRUCTIVE,
+    Verb.WIPE_VOLUME: Impact.DESTRUCTIVE,
     Verb.DELETE_VOLUME: Impact.DESTRUCTIVE,
 }
 
@@ -534,7 +535,7 @@ def _plan_creation(draft: _Draft, facts: PoolFacts, history: VolumeHistory) -> N
             )
         )
         return
-    lacking = _source_lacking(draft.pool, volume)
+    lacking = _source_lacking(draft.pool, volume) or _wipe_lacking(draft.pool, volume)
     if lacking is not None:
         draft.refusals.append(lacking)
         return
@@ -784,8 +785,25 @@ def plan_volume_deletion(
             )
         )
         return draft.finish()
+    wipe = volume.spec.wipe_on_delete
+    if wipe is not None and observed.type != "dir":
+        lacking = _wipe_lacking(pool, volume)
+        if lacking is not None:
+            draft.refusals.append(lacking)
+            return draft.finish()
+        draft.act(Verb.WIPE_VOLUME, f"wipeOnDelete is {wipe.algorithm}.", destroys=[observed.path])
     draft.act(Verb.DELETE_VOLUME, "deletionPolicy is Delete.", destroys=[observed.path])
     return draft.finish()
+
+
+def _wipe_lacking(pool: Pool, volume: Volume) -> errors.Unsupported | None:
+    """Why a pool type can't do what ``wipeOnDelete`` asks for."""
+    if volume.spec.wipe_on_delete is None or Operation.WIPE_VOLUME in pool.type.operations:
+        return None
+    return errors.Unsupported(
+        f"Volumes in pools of type {pool.type.name} can't be wiped.",
+        hint="Leave wipeOnDelete out; to let a deleted resource go, set deletionPolicy Retain.",
+    )
 
 
 def _same_format(draft: _Draft, observed: VolumeFacts) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from backends import errors
 from backends.base import Backend, Pool, Progress, Verb, Volume, Work
+from backends.images import wiping
 from backends.spec import StatusBase
 from controller.planning import Action
 from controller.resources import AnyResource
@@ -27,6 +28,7 @@ _DONE = {
     Verb.ADOPT_VOLUME: ("Adopted", "Took {place} over. {reason}"),
     Verb.GROW_VOLUME: ("Resized", "Resized {place}. {reason}"),
     Verb.SHRINK_VOLUME: ("Resized", "Resized {place}. {reason}"),
+    Verb.WIPE_VOLUME: ("Wiped", "Wiped {place}. {reason}"),
     Verb.SET_VOLUME_PERMISSIONS: ("PermissionsChanged", "Changed {place}. {reason}"),
     Verb.DELETE_VOLUME: ("Deleted", "Deleted {place}."),
 }
@@ -139,6 +141,36 @@ def _set_permissions(backend: Backend, pool: Pool) -> None:
         backend.set_permissions(pool, pool.spec.target.permissions)
 
 
+def _require_unused(backend: Backend, pool: Pool, volume: Volume) -> None:
+    """Look, right before what can't be undone, who would lose what they work on."""
+    users = backend.users(pool, volume)
+    if users:
+        raise errors.InUse(
+            f"{backend.volume_path(pool, volume.name)} is in use: {'; '.join(users)}.",
+            hint="Stop what uses it.",
+        )
+
+
+def _shrink(backend: Backend, pool: Pool, volume: Volume, work: Work) -> None:
+    _require_unused(backend, pool, volume)
+    backend.resize_volume(pool, volume, work)
+
+
+def _wipe(backend: Backend, pool: Pool, volume: Volume, work: Work) -> None:
+    _require_unused(backend, pool, volume)
+    asked = volume.spec.wipe_on_delete
+    if asked is None:
+        raise errors.InvalidSpec(f"It is not said how to wipe volume {volume.name!r}.")
+    # One that was wiped in part has no header any more.
+    with backend.open_volume(pool, volume.bare, write=True) as opened:
+        wiping.wipe(opened, asked.algorithm, work)
+
+
+def _delete(backend: Backend, pool: Pool, volume: Volume, work: Work) -> None:
+    _require_unused(backend, pool, volume)
+    backend.delete_volume(pool, volume)
+
+
 _POOL_STEPS: dict[Verb, Callable[[Backend, Pool], None]] = {
     Verb.BUILD_POOL: _build,
     Verb.ADOPT_POOL: lambda backend, pool: backend.adopt(pool),
@@ -155,11 +187,10 @@ _VOLUME_STEPS: dict[Verb, Callable[[Backend, Pool, Volume, Work], None]] = {
     ),
     Verb.ADOPT_VOLUME: lambda backend, pool, volume, work: backend.adopt_volume(pool, volume),
     Verb.GROW_VOLUME: lambda backend, pool, volume, work: backend.resize_volume(pool, volume, work),
-    Verb.SHRINK_VOLUME: lambda backend, pool, volume, work: backend.resize_volume(
-        pool, volume, work
-    ),
+    Verb.SHRINK_VOLUME: _shrink,
+    Verb.WIPE_VOLUME: _wipe,
     Verb.SET_VOLUME_PERMISSIONS: lambda backend, pool, volume, work: backend.set_volume_permissions(
         pool, volume
     ),
-    Verb.DELETE_VOLUME: lambda backend, pool, volume, work: backend.delete_volume(pool, volume),
+    Verb.DELETE_VOLUME: _delete,
 }
