@@ -92,8 +92,8 @@ def _target(found: PoolExamination, examined: Examination, command: Command) -> 
     if examined.resource.deleting:
         raise errors.Conflict(f"{key} is being deleted.")
     for refusal in plan.refusals:
-        # A new image is the way out where something else was written over the old one.
-        if not (command is Command.UPLOAD and isinstance(refusal, errors.FormatChanged)):
+        # Both are the way out where something else was written over an image.
+        if not (command.writes and isinstance(refusal, errors.FormatChanged)):
             raise refusal if refusal.terminal else Waits(str(refusal))
     if plan.actions:
         raise Waits(f"{plan.actions[0].verb} goes first: {plan.actions[0].reason}")

@@ -269,6 +269,4 @@ def _elsewhere(declared: Declared, pools: set[str], node: str) -> bool:
 
 
 def _signature(world: World, name: str) -> tuple[object, ...]:
-    pool = world.pool(name)
-    found = [*world.volumes(name), *([pool] if pool else [])]
-    return tuple(sorted(item.signature for item in found))
+    return tuple(sorted(item.signature for item in world.concerning(name)))

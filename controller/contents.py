@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from backends import errors
 from backends.base import OpenVolume, Volume, Work
-from backends.images import transferring
+from backends.images import transferring, wiping
 from backends.images.formats import FORMATS
 from backends.images.transferring import Checksum, Piece, Span, Writer
 from controller.admitting import Target
@@ -80,6 +80,15 @@ def read(
             checksum.add(piece)
         take(piece)
     return Moved(length=span.length, checksum=checksum.hex if checksum else "")
+
+
+def wipe(target: Target, algorithm: str, work: Work) -> None:
+    """Overwrite the contents, all of the file or device; an image is made anew, empty."""
+    pool, volume, backend = target.pool, target.volume, target.backend
+    with backend.open_volume(pool, bare(volume), write=True) as opened:
+        wiping.wipe(opened, algorithm, work)
+    if is_image(volume) or volume.spec.encryption is not None:
+        backend.remake_volume(pool, volume, work)
 
 
 def digest(target: Target, selection: Selection, work: Work) -> Moved:

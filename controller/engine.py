@@ -6,9 +6,11 @@ finds done already it leaves; whatever it can't do stands in the status.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -26,10 +28,11 @@ from backends.spec import (
     VolumeDeletion,
     VolumeSpec,
 )
-from controller import summarising, telling
+from controller import operations, summarising, telling
 from controller.assigning import assign
 from controller.examining import Examination, Examiner, PoolExamination, foreseen
 from controller.jobs import Job, Jobs, Task, busy
+from controller.operations import Operations
 from controller.planning import Plan
 from controller.resources import (
     DEFAULT_NAMESPACE,
@@ -98,6 +101,8 @@ class Engine:
         self.observer = observer or Observer()
         self._steps = Steps(store, self.observer)
         self._status_lock = threading.Lock()
+        self._passes: dict[str, threading.Lock] = {}
+        self.operations = Operations(store, self.examiner, self.jobs)
 
     def world(self) -> World:
         """All declared resources as the store has them now."""
@@ -115,11 +120,25 @@ class Engine:
             examined.append(found)
         return examined
 
+    @contextlib.contextmanager
+    def between_passes(self, name: str, seconds: float) -> Iterator[bool]:
+        """Keep passes over a pool from beginning; false where one did not end in time."""
+        with self._status_lock:
+            lock = self._passes.setdefault(name, threading.Lock())
+        free = lock.acquire(timeout=seconds)
+        try:
+            yield free
+        finally:
+            if free:
+                lock.release()
+
     def reconcile(self, name: str) -> Outcome:
         """One pass over the pool of that name and all volumes that name it; for ``UNBOUND``, over
         the volumes that wait for a pool."""
-        if name == UNBOUND:
-            return self._assign()
+        with self.between_passes(name, threading.TIMEOUT_MAX):
+            return self._assign() if name == UNBOUND else self._pass(name)
+
+    def _pass(self, name: str) -> Outcome:
         succeeded = self.jobs.begin_pass(name)
         world = self.world()
         self._keep_finalizers(world, name)
@@ -144,14 +163,16 @@ class Engine:
             _wait_for_volumes(found)
             attempted |= _pending(found)
             self._apply_pool(found, failures)
+        due = self.operations.carry_on(world, found)
         self._summarise(found, failures)
         self._adopt_discovered(found)
         left = _pending(found) | _refused(found) | _under_way(found) | failures.keys()
         acted = bool(attempted - left)
-        return self._outcome(found, failures, acted=acted or succeeded)
+        return self._outcome(found, failures, acted=acted or succeeded, due=due)
 
     def _assign(self) -> Outcome:
         given, waiting = assign(self.store, self.examiner, self.world())
+        self.operations.carry_on(self.world(), PoolExamination(name=UNBOUND))
         return Outcome(acted=bool(given), retry=waiting, interval=IDLE, given=frozenset(given))
 
     def keep_jobs(self, world: World) -> None:
@@ -313,6 +334,10 @@ class Engine:
 
     def _note_progress(self, job: Job) -> None:
         """Show a job's progress in the status of the volume that it works on."""
+        if job.task.owner.kind == operations.KIND:
+            self.operations.note_progress(job)
+        if not job.task.exclusive:
+            return
         with self._status_lock:
             resource = self.store.get(job.task.volume)
             if resource is not None:
@@ -478,6 +503,7 @@ class Engine:
         failures: dict[Key, list[errors.StorageError]],
         *,
         acted: bool,
+        due: float | None,
     ) -> Outcome:
         everything = [*found.volumes, *([found.own] if found.own else [])]
         problems = [error for item in everything for error in item.plan.refusals]
@@ -487,7 +513,7 @@ class Engine:
         return Outcome(
             acted=acted,
             retry=unfinished or any(not error.terminal for error in problems),
-            interval=duration_seconds(interval),
+            interval=min(duration_seconds(interval), math.inf if due is None else max(due, 0.0)),
         )
 
 

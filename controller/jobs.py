@@ -40,7 +40,8 @@ class Task:
     """What a job is to do.
 
     :param owner: the resource on whose behalf it is done, and ``uid`` its uid.
-    :param volume: the volume that it works on; no other job works on it meanwhile.
+    :param volume: the volume that it works on.
+    :param exclusive: whether no other job works on it meanwhile; false for what only reads it.
     :param reads: volumes that it reads, which have to stay as they are.
     :param target: what it is done to, as a person names it.
     :param purpose: what it works towards; where the next look wants something else, the job is
@@ -57,6 +58,11 @@ class Task:
     reads: frozenset[Key] = frozenset()
     purpose: object = None
     attempt: Attempt = ()
+    exclusive: bool = True
+
+    def reading(self, volume: Key) -> bool:
+        """Whether it reads a volume that it does not work on."""
+        return volume in self.reads or (volume == self.volume and not self.exclusive)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,11 +200,12 @@ class Jobs:
         with self._changed:
             if self._stopping:
                 raise errors.Cancelled("The agent is stopping.", hint="It goes on after its start.")
-            other = self._on(task.volume) or self._reading(task.volume)
+            other = self._on(task.volume)
+            if other is None and task.exclusive:
+                other = self._reading(task.volume)
             if other is not None:
                 raise busy(other)
-            in_pool = sum(job.task.pool == task.pool for job in self._running.values())
-            if in_pool >= self._per_pool or len(self._running) >= self._per_node:
+            if not self._room(task.pool):
                 self._pool(task.pool).waiting.add(task.owner)
                 return None
             job = Job(task, self.moved, self._report_every)
@@ -207,6 +214,11 @@ class Jobs:
             target=self._run, args=(job, run), name=f"{task.verb} {task.owner.name}", daemon=True
         ).start()
         return job
+
+    def room(self, pool: str) -> bool:
+        """Whether a job of a pool could begin now."""
+        with self._changed:
+            return self._room(pool)
 
     def on(self, volume: Key) -> Job | None:
         """The job that works on a volume."""
@@ -347,11 +359,22 @@ class Jobs:
     def _pool(self, name: str) -> _Pool:
         return self._pools.setdefault(name, _Pool())
 
+    def _room(self, pool: str) -> bool:
+        in_pool = sum(job.task.pool == pool for job in self._running.values())
+        return in_pool < self._per_pool and len(self._running) < self._per_node
+
     def _on(self, volume: Key) -> Job | None:
-        return next((job for job in self._running.values() if job.task.volume == volume), None)
+        return next(
+            (
+                job
+                for job in self._running.values()
+                if job.task.volume == volume and job.task.exclusive
+            ),
+            None,
+        )
 
     def _reading(self, volume: Key) -> Job | None:
-        return next((job for job in self._running.values() if volume in job.task.reads), None)
+        return next((job for job in self._running.values() if job.task.reading(volume)), None)
 
     def _ended(self, names: Collection[str]) -> int:
         return sum(self._pools[name].ended for name in names if name in self._pools)

@@ -56,11 +56,32 @@ class World:
         """Volumes that name the pool, those that others stand on first."""
         return _bases_first(self._volumes.get(pool, []))
 
+    def operations(self, pool: str) -> list[AnyResource]:
+        """Operations on volumes that name the pool, oldest first; for ``UNBOUND``, those on volumes
+        that nobody declares too."""
+        return self._operations.get(pool, [])
+
+    @cached_property
+    def _operations(self) -> dict[str, list[AnyResource]]:
+        found: defaultdict[str, list[AnyResource]] = defaultdict(list)
+        for item in sorted(self.resources.values(), key=_age):
+            if item.kind.name == "VolumeOperation":
+                name = item.spec.volume_ref.name
+                volume = self.resources.get(Key("StorageVolume", item.metadata.namespace, name))
+                found[pool_name(volume) if volume else UNBOUND].append(item)
+        return found
+
+    def concerning(self, pool: str) -> list[AnyResource]:
+        """All that a pass over the pool has to act on."""
+        own = self.pool(pool)
+        return [*self.volumes(pool), *self.operations(pool), *([own] if own else [])]
+
     def pool_names(self) -> set[str]:
         """Names of the pools that this node keeps, or that a volume names and nobody declares;
-        ``UNBOUND`` among them where a volume waits for a pool."""
+        ``UNBOUND`` among them where a volume waits for a pool, or an operation for a volume."""
         undeclared = {name for name in self._volumes if self.pool(name) is None}
-        return {item.metadata.name for item in self.pools()} | undeclared
+        kept = {item.metadata.name for item in self.pools()} | undeclared
+        return kept | {UNBOUND} if self._operations.get(UNBOUND) else kept
 
     def declare_pool(self, resource: AnyResource) -> Pool:
         """The pool as its backend sees it."""
@@ -286,6 +307,10 @@ def pool_name(resource: AnyResource) -> str:
     """Name of the pool that holds the volume; ``UNBOUND`` while none was chosen."""
     reference = resource.spec.pool_ref
     return str(reference.name) if reference is not None else UNBOUND
+
+
+def _age(resource: AnyResource) -> tuple[str, str]:
+    return resource.metadata.creation_timestamp, str(resource.key)
 
 
 def volume_name(resource: AnyResource) -> str:

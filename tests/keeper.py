@@ -194,6 +194,16 @@ def volume(
     return _document("StorageVolume", name, annotations, {"poolRef": {"name": pool}, **spec})
 
 
+def operation_key(name: str) -> Key:
+    return Key("VolumeOperation", "default", name)
+
+
+def operation(name: str, volume: str, command: str, **spec: Any) -> dict[str, Any]:
+    """An operation's manifest; keywords are members of its spec."""
+    named = {"volumeRef": {"name": volume}, "operation": command}
+    return _document("VolumeOperation", name, None, {**named, **spec})
+
+
 def _document(
     kind: str, name: str, annotations: dict[str, str] | None, spec: dict[str, Any]
 ) -> dict[str, Any]:

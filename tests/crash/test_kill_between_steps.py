@@ -61,10 +61,13 @@ class Host:
         self.pool = root / "now" / "images"
         self.state.mkdir(parents=True)
 
+    def store(self):
+        return Store(self.state)
+
     def apply(self, text):
         loaded = manifests.load(text)
         assert not loaded.problems
-        store = Store(self.state)
+        store = self.store()
         for item in loaded.declared:
             store.apply(item)
         store.close()
