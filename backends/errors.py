@@ -124,6 +124,18 @@ class NamespaceNotAllowed(StorageError):
     reason, terminal, libvirt_code = "NamespaceNotAllowed", True, 88
 
 
+class Unauthenticated(StorageError):
+    """Nobody can be told by what was shown, or nothing was shown (libvirt's AUTH_FAILED)."""
+
+    reason, terminal, libvirt_code = "Unauthenticated", True, 45
+
+
+class AccessDenied(StorageError):
+    """Whoever asks may not do this (libvirt's ACCESS_DENIED)."""
+
+    reason, terminal, libvirt_code = "AccessDenied", True, 88
+
+
 class OverwriteRefused(StorageError):
     """A probe found data where a build would write."""
 

@@ -7,6 +7,7 @@ for 401 and 403, ``Inaccessible`` for a server that does not answer.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import email.utils
 import logging
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 
 import httpx2
 import lightkube
+from lightkube.config.models import User
 from lightkube.generic_resource import create_global_resource, create_namespaced_resource
 from lightkube.types import PatchType
 
@@ -215,6 +217,34 @@ class ApiServer:
             return None
         return dict(found.get("data") or {})
 
+    def may(self, token: str, verb: str, key: Key) -> bool:
+        """Whether the bearer of a token may do this to an object, as the server decides it.
+
+        It is asked over a connection of its own and with that token alone: none of the agent's
+        credentials goes with it (SelfSubjectAccessReview, authorization.k8s.io/v1).
+
+        :raises errors.Unauthenticated: the server knows no bearer of that token.
+        """
+        kind = kinds()[key.kind]
+        attributes = {
+            "group": GROUP,
+            "resource": kind.plural,
+            "verb": verb,
+            "namespace": key.namespace,
+            "name": key.name,
+        }
+        review = _resource(_REVIEW)({"spec": {"resourceAttributes": attributes}})
+        try:
+            with _client_of(token) as client:
+                answer = self._counted("create", lambda: dict(client.create(review)))
+        except httpx2.HTTPStatusError as error:
+            if error.response.status_code == _UNAUTHORIZED:
+                raise errors.Unauthenticated("The API server does not know the token.") from None
+            raise _translated("review an access", error) from None
+        except httpx2.HTTPError as error:
+            raise _unreachable("review an access", error) from None
+        return bool(answer.get("status", {}).get("allowed"))
+
     def create_event(self, event: Object) -> None:
         """Make an Event (core/v1).
 
@@ -329,6 +359,7 @@ def _unreachable(what: str, error: Exception) -> errors.Inaccessible:
 
 
 _CORE = {"Event": "events", "Secret": "secrets"}
+_REVIEW = "SelfSubjectAccessReview"
 
 
 @cache
@@ -336,9 +367,32 @@ def _resource(kind: str) -> Any:
     """The client's class for a kind of ours, or for one of core/v1."""
     if kind in _CORE:
         return create_namespaced_resource("", "v1", kind, _CORE[kind])
+    if kind == _REVIEW:
+        return create_global_resource(
+            "authorization.k8s.io", "v1", _REVIEW, "selfsubjectaccessreviews"
+        )
     found = kinds()[kind]
     create = create_namespaced_resource if found.namespaced else create_global_resource
     return create(GROUP, VERSION, found.name, found.plural)
+
+
+@contextlib.contextmanager
+def _client_of(token: str) -> Iterator[lightkube.Client]:
+    """A client of the same server with a user's token and nothing of the agent's own."""
+    try:
+        config = lightkube.KubeConfig.from_env().get()
+        if config is None:
+            raise lightkube.ConfigError("kubeconfig has no context")
+        theirs = config._replace(user=User(token=token))
+        client = lightkube.Client(
+            config=theirs, field_manager=MANAGER, timeout=httpx2.Timeout(REQUEST_TIMEOUT)
+        )
+    except (lightkube.ConfigError, OSError, ValueError) as error:
+        raise errors.Inaccessible("No Kubernetes API server is known.") from error
+    try:
+        yield client
+    finally:
+        client.close()
 
 
 def _class(key: Key) -> Any:

@@ -15,8 +15,12 @@ from backends import errors
 from backends.base import OpenVolume, Volume, Work
 from backends.images import transferring, wiping
 from backends.images.formats import FORMATS
-from backends.images.transferring import Checksum, Piece, Span, Writer
+from backends.images.transferring import Checksum, Hole, Piece, Span, Writer
+from backends.sizes import MIB
 from controller.admitting import Target
+
+SYNC_EVERY = 256 * MIB
+"""Bytes of an upload after which they are written out, so that its end does not take minutes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +86,15 @@ def read(
     return Moved(length=span.length, checksum=checksum.hex if checksum else "")
 
 
-def wipe(target: Target, algorithm: str, work: Work) -> None:
+def wipe(target: Target, algorithm: wiping.Algorithm, work: Work) -> None:
     """Overwrite the contents, all of the file or device; an image is made anew, empty."""
     pool, volume, backend = target.pool, target.volume, target.backend
     with backend.open_volume(pool, bare(volume), write=True) as opened:
         wiping.wipe(opened, algorithm, work)
     if is_image(volume) or volume.spec.encryption is not None:
-        backend.remake_volume(pool, volume, work)
+        # A clone's capacity is its source's where none is declared, and that may have gone.
+        known = volume.capacity or target.resource.status.capacity or target.facts.capacity
+        backend.remake_volume(pool, replace(volume, capacity=known, source=None), work)
 
 
 def digest(target: Target, selection: Selection, work: Work) -> Moved:
@@ -111,7 +117,8 @@ def write(
 
     :param expected: bytes that will come; 0 where that is not known.
     :param announced: the checksum that they are to have; empty for none.
-    :param synced: told, where the transfer breaks off, up to which byte all outlasts a power cut.
+    :param synced: told now and then, and where the transfer breaks off, up to which byte of the
+        volume all outlasts a power cut.
     :raises errors.ChecksumMismatch: what came is not what was announced. An image is as it was
         then; a raw volume has what came.
     """
@@ -123,20 +130,34 @@ def write(
         span = transferring.writable(opened, offset=selection.offset, length=selection.length)
         writer = Writer(opened, span, work, total=expected, backing=target.volume.backing_path)
         try:
-            for piece in pieces:
-                if checksum is not None:
-                    checksum.add(piece)
-                writer.put(piece)
+            _take(pieces, writer, checksum, synced)
         except BaseException:
-            if not is_image(target.volume):
-                with contextlib.suppress(errors.StorageError):  # what broke it off is what counts
-                    writer.sync()
-                    synced(writer.position)
+            with contextlib.suppress(errors.StorageError):  # what broke it off is what counts
+                writer.sync()
+                synced(writer.position)
             raise
         if checksum is not None and announced:
             checksum.require(announced)
         writer.finish()
     return Moved(length=writer.position - span.start, checksum=checksum.hex if checksum else "")
+
+
+def _take(
+    pieces: Iterable[Piece],
+    writer: Writer,
+    checksum: Checksum | None,
+    synced: Callable[[int], None],
+) -> None:
+    unsynced = 0
+    for piece in pieces:
+        if checksum is not None:
+            checksum.add(piece)
+        writer.put(piece)
+        unsynced += 0 if isinstance(piece, Hole) else len(piece)
+        if unsynced >= SYNC_EVERY:
+            writer.sync()
+            synced(writer.position)
+            unsynced = 0
 
 
 @contextlib.contextmanager

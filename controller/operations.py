@@ -170,13 +170,15 @@ class Operations:
         current = self._store.get(key)
         if current is None or current.metadata.uid != uid:
             self.tell_volume(target, command, "its operation was deleted")
+        elif isinstance(problem, errors.Interrupted):
+            self.tell_volume(target, command, str(problem))
         elif problem is None:
             self.end(current, "Succeeded", done)
             self.tell_volume(target, command, "")
         elif isinstance(problem, errors.Cancelled) and current.spec.cancel:
             self.end(current, "Cancelled", f"It was cancelled. {_what_is_left(command)}")
             self.tell_volume(target, command, "it was cancelled")
-        elif not isinstance(problem, (errors.Cancelled, errors.Interrupted)):
+        elif not isinstance(problem, errors.Cancelled):
             self.end(current, "Failed", str(problem), reason=problem.reason)
             self.tell_volume(target, command, str(problem))
         if problem is not None:

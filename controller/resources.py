@@ -181,12 +181,17 @@ _OBJECT_NAME = re.compile(
 )
 
 
+def is_object_name(name: str) -> bool:
+    """Whether a resource can be called so (RFC 1123 subdomain)."""
+    return len(name) <= 253 and _OBJECT_NAME.fullmatch(name) is not None
+
+
 def object_name(name: str) -> str:
     """A resource name (RFC 1123 subdomain) for a pool or volume; itself where it is one.
 
     What had to be changed ends in a hash of the name, so that ``A`` and ``a`` stay two.
     """
-    if len(name) <= 253 and _OBJECT_NAME.fullmatch(name):
+    if is_object_name(name):
         return name
     readable = re.sub("[^a-z0-9.]+", "-", name.lower())
     readable = re.sub(r"[-.]*\.[-.]*", ".", readable).strip("-.")[:200].rstrip("-.")

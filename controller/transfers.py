@@ -8,22 +8,30 @@ upload.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from backends import errors
 from backends.base import Work
+from backends.images import transferring
+from controller import contents
 from controller.admitting import Command, Target, Waits, admit
 from controller.contents import Moved, Selection, is_image
 from controller.engine import Engine
 from controller.jobs import Job, Task
 from controller.operations import FINISHED, KIND, volume_of
 from controller.resources import AnyResource, Key
+from controller.worlds import pool_name
 
 PASS_WITHIN = 20.0
 """Seconds that a pass over the pool may take before a transfer is told to come again."""
+
+ENDING = 1.0
+"""Seconds in which a transfer that a client has seen the end of comes to its own."""
 
 _UNFINISHED = "upload"
 """Where the node's memory of a volume has how far an upload came that broke off."""
@@ -54,6 +62,20 @@ class Begun:
     outcome: Future[Moved]
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What there is to move.
+
+    :param size: bytes of the contents.
+    :param tag: stays the same as long as they do.
+    :param reached: up to which byte the last upload came, where that broke off.
+    """
+
+    size: int
+    tag: str
+    reached: int | None
+
+
 Run = Callable[[Target, Selection, Work], Moved]
 
 
@@ -71,23 +93,49 @@ class Transfers:
         :raises Waits: it can't begin now, and may later.
         :raises errors.StorageError: it can't be.
         """
-        volume = self._engine.store.get(wanted.volume)
-        if volume is None or not self._engine.examiner.mine(volume):
+        deadline = time.monotonic() + ENDING
+        while True:
+            try:
+                with self._admitted(wanted) as (pool, target):
+                    return self._begin(wanted, pool, target, run)
+            except Waits:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(ENDING / 20)
+
+    def look(self, wanted: Wanted) -> Looked:
+        """See what there is to move.
+
+        :raises Waits: it can't be seen now, and may later.
+        :raises errors.StorageError: it can't be.
+        """
+        with (
+            self._admitted(wanted) as (_, target),
+            contents.source(target, Selection()) as (opened, _),
+        ):
+            reached = self._engine.store.runtime(target.resource.metadata.uid).get(_UNFINISHED)
+            return Looked(size=opened.size, tag=transferring.tag(opened), reached=reached)
+
+    @contextlib.contextmanager
+    def _admitted(self, wanted: Wanted) -> Iterator[tuple[str, Target]]:
+        """The volume and its pool, over which no pass begins meanwhile."""
+        engine = self._engine
+        volume = engine.store.get(wanted.volume)
+        if volume is None or not engine.examiner.mine(volume):
             raise errors.NotFound(f"There is no {wanted.volume} on this node.")
-        pool = str(volume.spec.pool_ref.name)
-        with self._engine.between_passes(pool, PASS_WITHIN) as free:
+        pool = pool_name(volume)
+        with engine.between_passes(pool, PASS_WITHIN) as free:
             if not free:
                 raise Waits(f"Pool {pool!r} is being worked on.")
-            return self._begin(wanted, pool, run)
+            world = engine.world()
+            found = engine.examiner.examine_pool(world, pool)
+            engine.examiner.examine_volumes(world, found)
+            yield pool, admit(engine.examiner, engine.jobs, found, wanted.volume, wanted.command)
 
-    def _begin(self, wanted: Wanted, pool: str, run: Run) -> Begun:
+    def _begin(self, wanted: Wanted, pool: str, target: Target, run: Run) -> Begun:
         engine = self._engine
-        world = engine.world()
-        found = engine.examiner.examine_pool(world, pool)
-        engine.examiner.examine_volumes(world, found)
         operation = self._operation(wanted)
         selection = wanted.selection or _selected(operation)
-        target = admit(engine.examiner, engine.jobs, found, wanted.volume, wanted.command)
         outcome: Future[Moved] = Future()
 
         def carry_out(work: Work) -> None:
@@ -167,9 +215,13 @@ class Transfers:
             )
         return found
 
-    def note_broken(self, target: Target, reached: int) -> None:
-        """Remember that all up to a byte of the volume arrived, and no more."""
-        self._remember(target, {_UNFINISHED: reached})
+    def note_reached(self, target: Target, reached: int) -> None:
+        """Remember that all up to a byte of the volume arrived, in case that no more does.
+
+        An image that breaks off begins anew.
+        """
+        if not is_image(target.volume):
+            self._remember(target, {_UNFINISHED: reached})
 
     def _note_done(self, target: Target, command: Command) -> None:
         if command.writes:
@@ -180,19 +232,9 @@ class Transfers:
         kept = {key: item for key, item in store.runtime(uid).items() if key != _UNFINISHED}
         store.set_runtime(uid, {**kept, **fresh})
 
-    def reached(self, volume: AnyResource) -> int | None:
-        """Up to which byte the last upload came, where that broke off and can be gone on with."""
-        found = self._engine.store.runtime(volume.metadata.uid).get(_UNFINISHED)
-        return None if found is None else int(found)
-
 
 def _selected(operation: AnyResource | None) -> Selection:
     transfer = operation.spec.transfer if operation is not None else None
     if transfer is None:
         return Selection()
     return Selection(offset=transfer.offset, length=transfer.length, sparse=transfer.sparse)
-
-
-def resumable(target: Target) -> bool:
-    """Whether an upload that broke off can be gone on with: an image begins anew."""
-    return not is_image(target.volume)

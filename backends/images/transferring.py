@@ -119,6 +119,16 @@ def limit(opened: OpenVolume) -> int:
     return opened.size if opened.encryption else opened.capacity
 
 
+def tag(opened: OpenVolume) -> str:
+    """What stays the same as long as the contents do, as an entity tag (RFC 9110, 8.8.3).
+
+    It is a weak one: a machine that writes twice in a moment may leave the time as it was, and what
+    is written to a device leaves no time at all.
+    """
+    facts = os.fstat(_descriptor(opened))
+    return f'W/"{facts.st_ino:x}-{facts.st_mtime_ns:x}-{opened.size:x}"'
+
+
 def readable(opened: OpenVolume, *, offset: int = 0, length: int | None = None) -> Span:
     """What a download reads: ``length`` bytes, or what there is of them.
 
