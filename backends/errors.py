@@ -190,6 +190,18 @@ class NoPoolForNamespace(NamespaceNotAllowed):
     terminal = False
 
 
+class NoAgent(StorageError):
+    """No agent keeps the thing: there is none for its node, or it names no node."""
+
+    reason, libvirt_code = "NoAgent", 38
+
+
+class NodeSilent(NoAgent):
+    """The agent of the thing's node does not report any more."""
+
+    reason = "NodeSilent"
+
+
 class PoolNotReady(StorageError):
     """The pool that a volume stands in is not running."""
 

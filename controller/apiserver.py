@@ -7,6 +7,7 @@ for 401 and 403, ``Inaccessible`` for a server that does not answer.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import datetime
 import email.utils
@@ -15,18 +16,20 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
 import httpx2
 import lightkube
+from lightkube import operators
 from lightkube.config.models import User
 from lightkube.generic_resource import create_global_resource, create_namespaced_resource
 from lightkube.types import PatchType
 
 from backends import errors
+from backends.spec import LabelSelector
 from controller.resources import DEFAULT_NAMESPACE, GROUP, VERSION, Key, Kind, kinds
 
 log = logging.getLogger(__name__)
@@ -120,15 +123,45 @@ class ApiServer:
         except errors.NotFound:
             return None
 
-    def list(self, kind: Kind, selector: Mapping[str, str]) -> Listed:
-        """All objects of a kind whose fields have these values."""
+    def list(
+        self,
+        kind: Kind,
+        selector: Mapping[str, str] | None = None,
+        *,
+        excluding: Mapping[str, Collection[str]] | None = None,
+        labels: LabelSelector | None = None,
+    ) -> Listed:
+        """All objects of a kind that the server selects.
+
+        :param selector: values that fields have.
+        :param excluding: values that fields have not.
+        """
+        chosen: dict[str, Any] = dict(selector or {})
+        for field, values in (excluding or {}).items():
+            chosen |= {field: operators.not_in(sorted(values))} if values else {}
 
         def ask() -> Listed:
             found = self._client.list(
-                _resource(kind.name), fields=dict(selector), chunk_size=PAGE, **_everywhere(kind)
+                _resource(kind.name),
+                fields=chosen,
+                labels=_labels(labels),
+                chunk_size=PAGE,
+                **_everywhere(kind),
             )
             objects = tuple(dict(item) for item in found)
             return Listed(objects, found.resourceVersion)
+
+        return self._patiently("list", f"list {kind.plural}", ask)
+
+    def first(self, kind: Kind, wanted: Callable[[Object], bool], *, page: int) -> Object | None:
+        """The first object of a kind, in the server's order, that is wanted.
+
+        :param page: objects that are asked for at once.
+        """
+
+        def ask() -> Object | None:
+            listed = self._client.list(_resource(kind.name), chunk_size=page, **_everywhere(kind))
+            return next((found for item in listed if wanted(found := dict(item))), None)
 
         return self._patiently("list", f"list {kind.plural}", ask)
 
@@ -403,6 +436,24 @@ def _named(key: Key) -> dict[str, Any]:
     if kinds()[key.kind].namespaced:
         return {"name": key.name, "namespace": key.namespace or DEFAULT_NAMESPACE}
     return {"name": key.name}
+
+
+def _labels(selector: LabelSelector | None) -> Any:
+    """A selector as the client takes it: pairs, for two may be of one key."""
+    if selector is None:
+        return None
+    wanted: builtins.list[tuple[str, Any]] = [*(selector.match_labels or {}).items()]
+    for item in selector.match_expressions:
+        wanted.append((item.key, _OPERATORS[item.operator](item.values)))
+    return wanted
+
+
+_OPERATORS: Mapping[str, Callable[[tuple[str, ...]], Any]] = {
+    "In": operators.in_,
+    "NotIn": operators.not_in,
+    "Exists": lambda values: operators.exists(),
+    "DoesNotExist": lambda values: operators.not_exists(),
+}
 
 
 def _everywhere(kind: Kind) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from controller.clusterstore import ClusterStore
 from controller.engine import Engine
 from controller.health import Health
 from controller.metrics import Metrics, Requests
+from controller.nodelifecycle import NodeLifecycle
 from controller.nodes import NodeReporter
 from controller.posting import Poster
 from controller.retrying import backoff
@@ -53,8 +54,9 @@ class ClusterAgent:
         store: ClusterStore,
         engine: Engine,
         poster: Poster,
-        reporter: NodeReporter,
         *,
+        reporter: NodeReporter,
+        lifecycle: NodeLifecycle,
         stop: threading.Event,
         health: Health,
         metrics: Metrics,
@@ -65,6 +67,7 @@ class ClusterAgent:
         self._engine = engine
         self._poster = poster
         self._reporter = reporter
+        self._lifecycle = lifecycle
         self._stop = stop
         self._workers = Workers(metrics.timed(engine.reconcile))
         engine.jobs.wake = self._workers.nudge
@@ -84,6 +87,7 @@ class ClusterAgent:
         self._engine.recover()
         self._poster.start()
         self._reporter.start()
+        self._lifecycle.start()
         self._thread.start()
         self._health.threads(self._thread, self._poster.thread)
 
@@ -101,6 +105,7 @@ class ClusterAgent:
         for name in busy:
             log.error("pool %s did not end its step in time", name)
         self._reporter.stop(POST_WITHIN)
+        self._lifecycle.stop(POST_WITHIN)
         self._poster.stop(POST_WITHIN)
         self._server.close()
         return not busy

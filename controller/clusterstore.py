@@ -33,6 +33,7 @@ from controller.resources import (
     kinds,
 )
 from controller.store import UNDEFINED, Applied, EventType, Outcome, Step, Store
+from controller.summarising import condition
 from controller.worlds import pool_name
 
 log = logging.getLogger(__name__)
@@ -149,7 +150,8 @@ class ClusterStore:
     def _note(self, before: AnyResource | None, after: AnyResource | None) -> None:
         """Remember whom a change concerns. A status or a finalizer concerns nobody."""
         self._sorted = None
-        if (before and before.signature) == (after and after.signature):
+        given_up = after is not None and _given_up(after)
+        if not given_up and (before and before.signature) == (after and after.signature):
             return
         self._revision += 1
         for resource in (before, after):
@@ -388,6 +390,12 @@ class ClusterStore:
 
     def set_runtime(self, uid: str, data: Mapping[str, Any]) -> None:
         self._local.set_runtime(uid, data)
+
+
+def _given_up(resource: AnyResource) -> bool:
+    """Whether another agent took this one's node for silent, and wrote so."""
+    ready = condition(resource.status, "Ready")
+    return ready is not None and ready.reason in (errors.NoAgent.reason, errors.NodeSilent.reason)
 
 
 def parse(kind: Kind, found: Object) -> AnyResource:

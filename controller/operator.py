@@ -38,6 +38,7 @@ from controller.clusterstore import WATCHED, ClusterStore
 from controller.health import Health, Pulse
 from controller.locking import AgentLock
 from controller.metrics import Metrics
+from controller.nodelifecycle import NodeLifecycle
 from controller.nodes import DEFAULT, NodeReporter, NodeSettings
 from controller.posting import Poster
 from controller.resources import GROUP, VERSION, kinds
@@ -109,12 +110,20 @@ class Operator:
             boot=engine.boot,
             heartbeat=self._nodes.heartbeat,
         )
+        lifecycle = NodeLifecycle(
+            server,
+            poster,
+            node=self.node,
+            settings=self._nodes,
+            backend=engine.examiner.backend,
+        )
         self.agent = ClusterAgent(
             server,
             self.store,
             engine,
             poster,
-            reporter,
+            reporter=reporter,
+            lifecycle=lifecycle,
             stop=stop,
             health=self.health,
             metrics=self._metrics,

@@ -408,6 +408,26 @@ def _permissions(facts: PermissionFacts | None) -> Permissions | None:
     )
 
 
+PASSING = frozenset({"Reconciling", "Stalled"})
+"""Conditions that are there only while they are True."""
+
+
+def unknown_status(resource: AnyResource, error: errors.StorageError, *, now: str) -> StatusBase:
+    """The status of a resource that nobody reports on: the last known figures, and of none of its
+    conditions it is known whether it still holds."""
+    former: StatusBase = resource.status
+    known = [item.type for item in former.conditions if item.type not in PASSING]
+    aspects = [
+        Aspect(type=type, status="Unknown", reason=error.reason, message=str(error))
+        for type in known or ["Ready"]
+    ]
+    looked_at = former.observed_generation >= 0
+    generation = former.observed_generation if looked_at else resource.metadata.generation
+    made = conditions(former.conditions, aspects, generation=generation, now=now)
+    status: StatusBase = former.model_copy(update={"conditions": made})
+    return status
+
+
 def waiting_status(resource: AnyResource, error: errors.StorageError, *, now: str) -> StatusBase:
     """The status of a resource that could not be looked at, with all last known figures."""
     aspects = progress_aspects(
