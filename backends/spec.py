@@ -644,6 +644,36 @@ class Wipe(Model):
     ] = Field("zero", description="Patterns to write.")  # fmt: skip
 
 
+class PersistentVolume(Model):
+    """How a volume is offered to the pods of its cluster."""
+
+    storage_class_name: ObjectName | None = Field(
+        None, description="Class by which claims find it; none if left out."
+    )
+    volume_mode: Literal["Block", "Filesystem"] | None = Field(
+        None,
+        description="Block: pods get the device. Filesystem: they get a directory; kubelet makes a "
+        "file system on an empty device. Left out: Block for devices, Filesystem for directories.",
+    )
+    access_modes: Annotated[
+        tuple[Literal["ReadWriteOnce", "ReadWriteOncePod"], ...], Field(min_length=1, max_length=2)
+    ] = Field(("ReadWriteOnce",), description="What a claim may ask for.")
+    claim_name: ObjectName | None = Field(
+        None,
+        description="The one claim that may have it, in the volume's namespace; any claim of any "
+        "namespace if left out.",
+    )
+
+
+class Publish(Model):
+    """What makes a volume known beyond its host."""
+
+    persistent_volume: PersistentVolume = Field(
+        description="Keep a PersistentVolume of the type local for a volume that is a directory or "
+        "a block device. Only in a cluster."
+    )
+
+
 VolumeFormat = Literal[
     "raw", "dir", "bochs", "cloop", "dmg", "iso", "vpc", "vdi", "fat", "vhd", "ploop", "cow",
     "qcow", "qcow2", "qed", "vmdk", "none", "linux", "fat16", "fat32", "linux-swap", "linux-lvm",
@@ -803,6 +833,7 @@ class VolumeSpec(Model):
     wipe_on_delete: Wipe | None = Field(
         None, description="Overwrite the contents before the volume is deleted."
     )
+    publish: Publish | None = Field(None, description="What makes it known beyond its host.")
     suspend: bool = Field(False, description="True: report, and change nothing.")
 
     def bound_as(self, former: VolumeSpec) -> VolumeSpec:
@@ -971,6 +1002,9 @@ class VolumeStatus(StatusBase):
     )
     backing_chain: tuple[BackingLink, ...] = Field(
         (), max_length=200, description="The images that the volume stands on, nearest first."
+    )
+    persistent_volume: Text | None = Field(
+        None, description="Name of the PersistentVolume that stands for the volume."
     )
     progress: Progress | None = Field(None, description="The operation that is under way.")
 

@@ -278,6 +278,47 @@ class ApiServer:
             raise _unreachable("review an access", error) from None
         return bool(answer.get("status", {}).get("allowed"))
 
+    def persistent_volume(self, name: str) -> Object | None:
+        """A PersistentVolume by its name, or None where there is none."""
+        return self._cluster_object("PersistentVolume", name)
+
+    def apply_persistent_volume(self, wanted: Object) -> Object:
+        """Server-side apply of a PersistentVolume without force.
+
+        :raises errors.Conflict: somebody else set one of the fields to another value.
+        """
+        name = wanted["metadata"]["name"]
+        return self._plain(
+            "apply",
+            f"apply PersistentVolume {name}",
+            lambda: self._client.patch(
+                _resource("PersistentVolume"), name, wanted, patch_type=PatchType.APPLY
+            ),
+        )
+
+    def delete_persistent_volume(self, name: str) -> None:
+        """Ask for the deletion of a PersistentVolume; gone already is success."""
+        with contextlib.suppress(errors.NotFound):
+            self._patiently(
+                "delete",
+                f"delete PersistentVolume {name}",
+                lambda: self._client.delete(_resource("PersistentVolume"), name),
+            )
+
+    def node_label(self, node: str, label: str) -> str | None:
+        """A label of a Node; None where there is no such node or label."""
+        found = self._cluster_object("Node", node) or {}
+        value = found.get("metadata", {}).get("labels", {}).get(label)
+        return None if value is None else str(value)
+
+    def _cluster_object(self, kind: str, name: str) -> Object | None:
+        try:
+            return self._plain(
+                "get", f"read {kind} {name}", lambda: self._client.get(_resource(kind), name)
+            )
+        except errors.NotFound:
+            return None
+
     def create_event(self, event: Object) -> None:
         """Make an Event (core/v1).
 
@@ -393,6 +434,7 @@ def _unreachable(what: str, error: Exception) -> errors.Inaccessible:
 
 _CORE = {"Event": "events", "Secret": "secrets"}
 _REVIEW = "SelfSubjectAccessReview"
+_CORE_OF_CLUSTER = {"Node": "nodes", "PersistentVolume": "persistentvolumes"}
 
 
 @cache
@@ -404,6 +446,8 @@ def _resource(kind: str) -> Any:
         return create_global_resource(
             "authorization.k8s.io", "v1", _REVIEW, "selfsubjectaccessreviews"
         )
+    if kind in _CORE_OF_CLUSTER:
+        return create_global_resource("", "v1", kind, _CORE_OF_CLUSTER[kind])
     found = kinds()[kind]
     create = create_namespaced_resource if found.namespaced else create_global_resource
     return create(GROUP, VERSION, found.name, found.plural)

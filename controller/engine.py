@@ -34,6 +34,7 @@ from controller.examining import Examination, Examiner, PoolExamination, foresee
 from controller.jobs import Job, Jobs, Task, busy
 from controller.operations import Operations
 from controller.planning import Plan
+from controller.publishing import Publisher, published
 from controller.resources import (
     DEFAULT_NAMESPACE,
     AnyResource,
@@ -90,6 +91,7 @@ class Engine:
         boot: str,
         observer: Observer | None = None,
         jobs: Jobs | None = None,
+        publisher: Publisher | None = None,
     ) -> None:
         self.store = store
         self.node = node
@@ -100,6 +102,7 @@ class Engine:
         self.examiner = Examiner(context, node=node, boot=boot, jobs=self.jobs)
         self.observer = observer or Observer()
         self._steps = Steps(store, self.observer)
+        self._publisher = publisher or Publisher()
         self._status_lock = threading.Lock()
         self._passes: dict[str, threading.Lock] = {}
         self.operations = Operations(store, self.examiner, self.jobs)
@@ -153,12 +156,12 @@ class Engine:
         if found.own is not None and not deleting and self._apply_pool(found, failures):
             world = world.replacing(found.own.resource)
             found = self.examiner.examine_pool(world, name)
-        self.examiner.examine_volumes(world, found)
+        self._examine_volumes(world, found)
         attempted |= _pending(found)
         self._cancel_needless(found)
         if self._apply_volumes(found, failures):
             found = self.examiner.examine_pool(world, name)
-            self.examiner.examine_volumes(world, found)
+            self._examine_volumes(world, found)
         if deleting:
             _wait_for_volumes(found)
             attempted |= _pending(found)
@@ -175,6 +178,10 @@ class Engine:
         self.operations.carry_on(self.world(), PoolExamination(name=UNBOUND))
         return Outcome(acted=bool(given), retry=waiting, interval=IDLE, given=frozenset(given))
 
+    def _examine_volumes(self, world: World, found: PoolExamination) -> None:
+        self.examiner.examine_volumes(world, found)
+        self._publisher.withdraw_going(found)
+
     def keep_jobs(self, world: World) -> None:
         """Cancel the jobs of resources that are not declared on this node any more."""
         self.jobs.keep(
@@ -187,7 +194,10 @@ class Engine:
         pool = world.pool(name)
         if pool is not None and not self.examiner.mine(pool):
             return
-        needs = [(item, _needs_finalizer(item)) for item in world.volumes(name)]
+        needs = [
+            (item, _needs_finalizer(item) or self._publisher.holds(item))
+            for item in world.volumes(name)
+        ]
         if pool is not None:
             # Nothing can be done to what is not served, so nothing has to be undone.
             served = pool_type(pool.spec.type).backend is not None
@@ -362,6 +372,10 @@ class Engine:
         for item in found.volumes:
             if item.failed is not None:
                 failures.setdefault(item.resource.key, [item.failed])
+        publications = self._publisher.publish(found)
+        for key, publication in publications.items():
+            if publication.problem is not None and self._publisher.serves:
+                failures.setdefault(key, []).append(publication.problem)
         readable = facts is not None and facts.presence is Presence.PRESENT
         told: list[StatusBase] = []
         refused: list[errors.StorageError] = []
@@ -380,6 +394,9 @@ class Engine:
                 job=examined.job,
                 now=moment,
             )
+            status = published(
+                examined.resource, status, publications.get(examined.resource.key), now=moment
+            )
             told.append(status)
             refused += self._settled(examined, status, failures)
         own_status = None
@@ -390,6 +407,8 @@ class Engine:
         self.observer.looked(
             Look(name=found.name, type=type, status=own_status, volumes=tuple(told))
         )
+        if any(item.withdrawn for item in publications.values()):
+            self._keep_finalizers(self.world(), found.name)
         if refused:
             raise refused[0]
 

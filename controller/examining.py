@@ -65,6 +65,7 @@ class Examination:
 
 _LATER = {
     "node_name", "permissions", "resize", "adoption", "recreation", "deletion_policy", "suspend",
+    "publish",
 }  # fmt: skip
 """Fields of a volume's spec that don't matter while it is being made."""
 

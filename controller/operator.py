@@ -41,6 +41,7 @@ from controller.metrics import Metrics
 from controller.nodelifecycle import NodeLifecycle
 from controller.nodes import DEFAULT, NodeReporter, NodeSettings
 from controller.posting import Poster
+from controller.publishing import Publisher
 from controller.resources import GROUP, VERSION, kinds
 from controller.retrying import backoff
 from controller.secrets import ClusterSecrets
@@ -103,7 +104,12 @@ class Operator:
         self._local = Store(self._session.state)
         self.store = ClusterStore(server, self._local, poster, node=self.node)
         secrets = ClusterSecrets(server)
-        engine = self._session.engine(self.store, self._metrics.observer, secrets=secrets)
+        engine = self._session.engine(
+            self.store,
+            self._metrics.observer,
+            secrets=secrets,
+            publisher=Publisher(server, node=self.node),
+        )
         reporter = NodeReporter(
             ServedNode(server, node=self.node),
             self._session.context(secrets),

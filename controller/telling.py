@@ -39,6 +39,7 @@ def of_look(resource: AnyResource, status: StatusBase) -> list[News]:
         *_trouble(resource.status, status),
         *_drift(resource.status, status),
         *_request(resource.status, status),
+        *_publication(resource.status, status),
     ]
 
 
@@ -70,3 +71,13 @@ def _request(former: StatusBase, status: StatusBase) -> list[News]:
     if request is None or request == former.last_handled_request:
         return []
     return [News("Normal", "Refreshed", f"Looked at as requested: {request}.")]
+
+
+def _publication(former: StatusBase, status: StatusBase) -> list[News]:
+    before = getattr(former, "persistent_volume", None)
+    after = getattr(status, "persistent_volume", None)
+    if before == after:
+        return []
+    if after is None:
+        return [News("Normal", "Withdrawn", f"PersistentVolume {before} has gone.")]
+    return [News("Normal", "Published", f"PersistentVolume {after} stands for it.")]

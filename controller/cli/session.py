@@ -15,6 +15,7 @@ from backends.host import mounts
 from backends.host.marks import MarkStore
 from controller.cli.printing import say
 from controller.engine import Engine
+from controller.publishing import Publisher
 from controller.secrets import FileSecrets
 from controller.steps import Observer
 from controller.store import FILE_NAME, ResourceStore, Store
@@ -80,13 +81,21 @@ class Session:
         observer: Observer | None = None,
         *,
         secrets: Secrets | None = None,
+        publisher: Publisher | None = None,
     ) -> Engine:
         """An engine for this node; making it changes nothing.
 
         :param secrets: where they are read instead of the session's directory.
+        :param publisher: of a cluster, where there is one.
         """
-        context = self.context(secrets)
-        return Engine(store, context, node=self.node, boot=mounts.boot_id(), observer=observer)
+        return Engine(
+            store,
+            self.context(secrets),
+            node=self.node,
+            boot=mounts.boot_id(),
+            observer=observer,
+            publisher=publisher,
+        )
 
     def context(self, secrets: Secrets | None = None) -> BackendContext:
         """What backends are made with here; making it changes nothing."""

@@ -513,3 +513,17 @@ def test_the_agent_binds_a_volume_and_changes_no_spec(
     installed: Any, arguments: tuple[str, ...], refused: bool
 ) -> None:
     assert bool(attempt(installed, AGENT, arguments)) is refused
+
+
+def test_to_publish_a_volume_takes_the_right_to_make_a_persistent_volume(installed: Any) -> None:
+    given = volume("new", format="dir", publish={"persistentVolume": {}})
+    refusal = attempt(installed, "test-bare", CREATE, given)
+    assert "persistentvolumes" in refusal
+    assert "persistentvolumes" in attempt(installed, "test-admin", CREATE, given)
+    own = {"apiGroups": [""], "resources": ["persistentvolumes"], "verbs": ["create"]}
+    user = bind(installed, "test-publisher", [rule(PLAIN, VOLUMES), own])
+    try:
+        until(lambda: attempt(installed, user, CREATE, given) == "", "the role counts")
+    finally:
+        for kind in ("clusterrole", "clusterrolebinding"):
+            installed.kubectl("delete", kind, user)
