@@ -25,7 +25,7 @@ from backends.host import commands
 from backends.images import creating, encrypting, holes, nodes
 from backends.images.formats import FORMATS
 from backends.images.holes import extents
-from backends.sizes import KIB, MIB, format_quantity
+from backends.sizes import GIB, KIB, MIB, format_quantity
 
 Reflink = Literal["Auto", "Always", "Never"]
 
@@ -37,6 +37,7 @@ _FALLBACK = frozenset(
 )
 """What the kernel answers where two files can't be copied in that way."""
 
+_ZEROED_AT_ONCE = 1 * GIB
 _SLOWEST = 4 * MIB
 """Bytes a second below which a conversion is given up: it speaks of each hundredth part."""
 
@@ -349,6 +350,33 @@ def _clear_rest(filling: Filling, work: Work) -> None:
     if is_raw(target) and target.fd is not None:
         holes.clear(target.fd, source.capacity, target.capacity, lambda done: work.check())
     elif target.encryption is not None and filling.target_secret is not None:
-        encrypting.write_zeros(
+        _write_encrypted_zeros(
             target, filling.target_secret, source.capacity, target.capacity, work=work
         )
+
+
+def _write_encrypted_zeros(
+    target: OpenVolume, secret: bytes, start: int, end: int, *, work: Work
+) -> None:
+    """Let a part of encrypted contents read as zeros: ciphertext is written for all of it.
+
+    :param start: bytes of the contents, not of the file.
+    """
+    for first in range(start, end, _ZEROED_AT_ONCE):
+        work.check()
+        length = min(_ZEROED_AT_ONCE, end - first)
+        with encrypting.secrets_for_commands(target=secret) as secrets:
+            fds = tuple({*target.pass_fds, *secrets.pass_fds})
+
+            def run(argv: Sequence[str], fds: tuple[int, ...] = fds) -> None:
+                commands.run(argv, timeout=600, pass_fds=fds, cancel=work.cancel)
+
+            argv = [
+                "qemu-io",
+                *secrets.arguments,
+                "-c",
+                f"write -q -z {first} {length}",
+                "--image-opts",
+                nodes.described(target, "target"),
+            ]
+            creating.run_tool(argv, run)

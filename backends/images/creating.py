@@ -16,10 +16,12 @@ from dataclasses import dataclass
 
 from backends import errors
 from backends.host import attributes
-from backends.images import allocating
+from backends.images import allocating, encrypting, probing
 from backends.images.allocating import Checkpoint
+from backends.images.encrypting import CommandSecrets
 from backends.images.formats import FORMATS, SECTOR, ImageFormat, Maker, max_capacity
 from backends.sizes import MAX_SIZE, format_quantity, round_up
+from backends.spec import Encryption
 
 Run = Callable[[Sequence[str]], None]
 """Runs a command to its end, or raises ``errors.StorageError``."""
@@ -32,6 +34,8 @@ COMPATS = ("0.10", "1.1")
 
 _DEFAULT_COMPAT = "1.1"
 _EXTENDED_L2_CLUSTER = 16384
+_UNMEASURED = "accurate CPU usage"
+_MEASURINGS = 20
 _FULL = os.strerror(errno.ENOSPC)
 _LOCKED = re.compile(r'Failed to get (shared )?".*" lock')
 
@@ -48,6 +52,9 @@ class ImageRequest:
     :param compat: ``0.10`` or ``1.1``; None for ``1.1``.
     :param backing_path: name of the backing image as it is to stand in the header. It is not
         looked at here.
+    :param encryption: LUKS, with a passphrase that ``create`` is given.
+    :param derivation: milliseconds that turning the passphrase into a key is to take; None for
+        qemu's own, two seconds.
     """
 
     format: str
@@ -61,6 +68,8 @@ class ImageRequest:
     extended_l2: bool = False
     backing_path: str | None = None
     backing_format: str | None = None
+    encryption: Encryption | None = None
+    derivation: int | None = None
 
 
 def check(request: ImageRequest) -> None:
@@ -77,6 +86,8 @@ def check(request: ImageRequest) -> None:
             f"A volume of format {request.format!r} can't be made: {item.why_not}.",
             hint="Use raw or qcow2.",
         )
+    if request.encryption is not None:
+        encrypting.check(request.encryption, request.format)
     _check_options(request, item)
     _check_clusters(request, item)
     _check_preallocation(request, item)
@@ -222,9 +233,10 @@ def _check_capacity(request: ImageRequest, item: ImageFormat, *, known: bool) ->
 
 def space_needed(request: ImageRequest) -> int:
     """Bytes that making the image takes at once, its tables left out."""
+    header = encrypting.HEADER if request.encryption is not None else 0
     if _format(request.format).maker is Maker.SELF:
-        return _raw_allocation(request)
-    return request.capacity if request.preallocation in ("Falloc", "Full") else 0
+        return header + _raw_allocation(request)
+    return header + (request.capacity if request.preallocation in ("Falloc", "Full") else 0)
 
 
 def _raw_allocation(request: ImageRequest) -> int:
@@ -235,13 +247,18 @@ def _raw_allocation(request: ImageRequest) -> int:
     return min(request.allocation, request.capacity)
 
 
-def commands(request: ImageRequest, path: str) -> tuple[tuple[str, ...], ...]:
+def commands(
+    request: ImageRequest, path: str, secret: Sequence[str] = encrypting.PASSPHRASE
+) -> tuple[tuple[str, ...], ...]:
     """The commands that ``create`` runs; none for what is made in process.
 
     The order of the options is libvirt's, so that the two can be compared.
+
+    :param secret: arguments that give the passphrase of an encrypted image.
     """
     item = _format(request.format)
-    if item.maker is not Maker.QEMU_IMG:
+    encrypted = request.encryption is not None
+    if item.maker is not Maker.QEMU_IMG and not encrypted:
         return ()
     backing = ("-b", request.backing_path) if request.backing_path is not None else ()
     options = ",".join(f"{name}={_escaped(value)}" for name, value in _options(request, item))
@@ -252,8 +269,9 @@ def commands(request: ImageRequest, path: str) -> tuple[tuple[str, ...], ...]:
             "-q",
             "-u",
             "-f",
-            item.driver,
+            "luks" if encrypted and item.maker is Maker.SELF else item.driver,
             *backing,
+            *(secret if encrypted else ()),
             *(("-o", options) if options else ()),
             _absolute(path),
             str(request.capacity),
@@ -264,6 +282,8 @@ def commands(request: ImageRequest, path: str) -> tuple[tuple[str, ...], ...]:
 def _options(request: ImageRequest, item: ImageFormat) -> Iterator[tuple[str, str]]:
     if request.backing_path is not None and request.backing_format is not None:
         yield "backing_fmt", FORMATS[request.backing_format].driver
+    if request.encryption is not None:
+        yield from _encryption_options(request, request.encryption, item)
     if request.preallocation is not None and len(item.preallocations) > 1:
         yield "preallocation", PREALLOCATIONS[request.preallocation]
     if request.nocow:
@@ -280,6 +300,19 @@ def _options(request: ImageRequest, item: ImageFormat) -> Iterator[tuple[str, st
         yield "force_size", "on"
 
 
+def _encryption_options(
+    request: ImageRequest, encryption: Encryption, item: ImageFormat
+) -> Iterator[tuple[str, str]]:
+    prefix = "" if item.maker is Maker.SELF else "encrypt."
+    if prefix:
+        yield "encrypt.format", "luks"
+    yield from encrypting.options(
+        encryption.cipher, encryption.ivgen, prefix=prefix, secret=encrypting.SECRET_ID
+    )
+    if request.derivation is not None:
+        yield f"{prefix}iter-time", str(request.derivation)
+
+
 def _escaped(value: str) -> str:
     """qemu's option lists end a value at a comma, and take two for one."""
     return value.replace(",", ",,")
@@ -293,27 +326,53 @@ def _absolute(path: str) -> str:
 
 
 def create(
-    request: ImageRequest, path: str, run: Run, *, checkpoint: Checkpoint = lambda done: None
+    request: ImageRequest,
+    path: str,
+    run: Run,
+    *,
+    checkpoint: Checkpoint = lambda done: None,
+    secrets: CommandSecrets | None = None,
 ) -> None:
     """Make the image, and see that it is on the disk.
 
     A failure may leave a part of it at ``path``, for the caller to remove.
 
     :param path: absolute, in a directory of the caller's own; nothing stands there.
+    :param secrets: holds the passphrase of an encrypted image as ``encrypting.SECRET_ID``; ``run``
+        passes its descriptors on.
     :raises errors.AlreadyExists: something stands there.
     :raises errors.NoSpace: the space to set aside is not there.
     """
     check(request)
     _check_capacity(request, _format(request.format), known=True)
-    if _format(request.format).maker is Maker.SELF:
+    is_raw = _format(request.format).maker is Maker.SELF
+    if is_raw and request.encryption is None:
         _create_raw(request, path, checkpoint)
         return
     if os.path.lexists(path):
         raise _standing(path)
-    for argv in commands(request, path):
-        run_tool(argv, run)
-    with _translated(f"write {path} to the disk"), _opened(path, os.O_RDONLY) as fd:
+    for argv in commands(request, path, secrets.arguments if secrets is not None else ()):
+        _run_patiently(argv, path, run)
+    with _translated(f"write {path} to the disk"), _opened(path, os.O_RDWR) as fd:
+        if is_raw and request.preallocation is None:
+            start = probing.probe(fd).payload_offset or 0
+            allocating.allocate(fd, start, start + _raw_allocation(request), checkpoint)
         os.fsync(fd)
+
+
+def _run_patiently(argv: Sequence[str], path: str, run: Run) -> None:
+    """qemu measures its own speed for LUKS, and gives up where a busy host does not let it."""
+    for _ in range(_MEASURINGS - 1):
+        try:
+            run_tool(argv, run)
+        except errors.CommandFailed as error:
+            if _UNMEASURED not in error.message:
+                raise
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        else:
+            return
+    run_tool(argv, run)
 
 
 def run_tool(argv: Sequence[str], run: Run) -> None:
@@ -403,15 +462,25 @@ def check_resize(format: str, *, shrink: bool, allocate: bool) -> None:
 
 
 def resize_commands(
-    format: str, path: str, capacity: int, *, shrink: bool
+    format: str, path: str, capacity: int, *, shrink: bool, secret: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], ...]:
-    """The commands that ``resize`` runs; none for what is done in process."""
+    """The commands that ``resize`` runs; none for what is done in process.
+
+    :param secret: arguments that give the passphrase of an encrypted image.
+    """
     item = _format(format)
     if item.maker is not Maker.QEMU_IMG:
         return ()
     size = str(round_up(capacity, SECTOR))
     shrinking = ("--shrink",) if shrink else ()
-    return (("qemu-img", "resize", "-q", *shrinking, "-f", item.driver, _absolute(path), size),)
+    image: tuple[str, ...] = ("-f", item.driver, _absolute(path))
+    if secret:
+        opened = (
+            f"driver={item.driver},encrypt.key-secret={encrypting.SECRET_ID},"
+            f"file.driver=file,file.filename={_escaped(_absolute(path))}"
+        )
+        image = (*secret, "--image-opts", opened)
+    return (("qemu-img", "resize", "-q", *shrinking, *image, size),)
 
 
 def resize(
@@ -423,6 +492,8 @@ def resize(
     allocate: bool,
     run: Run,
     checkpoint: Checkpoint = lambda done: None,
+    header: int = 0,
+    secrets: CommandSecrets | None = None,
 ) -> None:
     """Give an image another size.
 
@@ -430,15 +501,18 @@ def resize(
     :param capacity: bytes; formats other than raw round it up to ``SECTOR``.
     :param shrink: what lies past ``capacity`` may be lost.
     :param allocate: set aside the space that is added; raw images only.
+    :param header: bytes before the contents of a raw image: those of a LUKS header.
+    :param secrets: as for ``create``; needed for formats other than raw alone.
     :raises errors.ShrinkNotAllowed: a raw image is larger and ``shrink`` is not set.
     :raises errors.Unsupported: the format can't.
     :raises errors.NoSpace: the file system is full.
     """
     check_resize(format, shrink=shrink, allocate=allocate)
     if _format(format).maker is Maker.SELF:
-        _resize_raw(path, capacity, shrink, allocate, checkpoint)
+        _resize_raw(path, header + capacity, shrink, allocate, checkpoint)
         return
-    for argv in resize_commands(format, path, capacity, shrink=shrink):
+    secret = secrets.arguments if secrets is not None else ()
+    for argv in resize_commands(format, path, capacity, shrink=shrink, secret=secret):
         run_tool(argv, run)
 
 

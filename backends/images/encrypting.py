@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from backends import errors
-from backends.base import OpenVolume, Work
-from backends.host import commands
-from backends.images import creating, nodes
-from backends.sizes import GIB
+from backends.sizes import MIB
 from backends.spec import Cipher, Encryption, IvGenerator
 
 FORMATS = frozenset({"raw", "qcow2"})
@@ -32,7 +29,15 @@ HASHES = frozenset({"md5", "sha1", "sha224", "sha256", "sha384", "sha512", "ripe
 IV_GENERATORS = frozenset({"plain", "plain64", "essiv"})
 """What qemu can encrypt with (qapi/crypto.json): algorithms that LUKS knows."""
 
-_ZEROED_AT_ONCE = 1 * GIB
+HEADER = 2 * MIB
+"""What qemu's LUKS header takes at most beside the contents, in bytes (libvirt reckons with so
+much, too)."""
+
+SECRET_ID = "encryption"  # noqa: S105 - a name
+"""Id of the passphrase of an image that is made or resized."""
+
+PASSPHRASE = ("--object", f"secret,id={SECRET_ID},file=PASSPHRASE")
+"""How a command that gets a passphrase is shown in a plan."""
 
 
 @dataclass(slots=True)
@@ -159,28 +164,3 @@ def options(
         yield f"{prefix}ivgen-alg", ivgen.name
         if ivgen.hash is not None:
             yield f"{prefix}ivgen-hash-alg", ivgen.hash
-
-
-def write_zeros(target: OpenVolume, secret: bytes, start: int, end: int, *, work: Work) -> None:
-    """Let a part of encrypted contents read as zeros: ciphertext is written for all of it.
-
-    :param start: bytes of the contents, not of the file.
-    """
-    for first in range(start, end, _ZEROED_AT_ONCE):
-        work.check()
-        length = min(_ZEROED_AT_ONCE, end - first)
-        with secrets_for_commands(target=secret) as secrets:
-            fds = tuple({*target.pass_fds, *secrets.pass_fds})
-
-            def run(argv: Sequence[str], fds: tuple[int, ...] = fds) -> None:
-                commands.run(argv, timeout=600, pass_fds=fds, cancel=work.cancel)
-
-            argv = [
-                "qemu-io",
-                *secrets.arguments,
-                "-c",
-                f"write -q -z {first} {length}",
-                "--image-opts",
-                nodes.described(target, "target"),
-            ]
-            creating.run_tool(argv, run)
