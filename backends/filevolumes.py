@@ -212,7 +212,9 @@ class FileVolumes(Backend):
             shrink, format = verb is Verb.SHRINK_VOLUME, volume.format or "raw"
             allocate = volume.spec.resize.allocate and not shrink
             creating.check_resize(format, shrink=shrink, allocate=allocate)
-            return creating.resize_commands(format, path, volume.capacity, shrink=shrink)
+            return creating.resize_commands(
+                format, path, volume.capacity, shrink=shrink, allocate=allocate
+            )
         return ()
 
     def create_volume(self, pool: Pool, volume: Volume, work: Work) -> None:

@@ -496,7 +496,7 @@ def plan_volume(
             _plan_creation(draft, facts, history)
         return draft.finish()
     if _plan_volume_ownership(draft, observed, set(live_marks)):
-        _plan_volume_changes(draft, observed, dependents)
+        _plan_volume_changes(draft, observed, facts, dependents)
     return draft.finish()
 
 
@@ -682,7 +682,9 @@ def _mismatches(draft: _Draft, observed: VolumeFacts) -> list[tuple[str, str, st
     return found
 
 
-def _plan_volume_changes(draft: _Draft, observed: VolumeFacts, dependents: Sequence[str]) -> None:
+def _plan_volume_changes(
+    draft: _Draft, observed: VolumeFacts, facts: PoolFacts, dependents: Sequence[str]
+) -> None:
     volume = _volume(draft)
     if not _same_format(draft, observed):
         draft.differ("format", volume.format, observed.format)
@@ -694,7 +696,7 @@ def _plan_volume_changes(draft: _Draft, observed: VolumeFacts, dependents: Seque
             )
         )
         return
-    _plan_capacity(draft, observed, dependents)
+    _plan_capacity(draft, observed, facts, dependents)
     if volume.backing_path is not None and observed.backing_path != volume.backing_path:
         draft.differ("backingStore", volume.backing_path, observed.backing_path)
     for link in observed.backing_chain:
@@ -710,7 +712,9 @@ def _plan_volume_changes(draft: _Draft, observed: VolumeFacts, dependents: Seque
     )
 
 
-def _plan_capacity(draft: _Draft, observed: VolumeFacts, dependents: Sequence[str]) -> None:
+def _plan_capacity(
+    draft: _Draft, observed: VolumeFacts, facts: PoolFacts, dependents: Sequence[str]
+) -> None:
     volume = _volume(draft)
     if volume.capacity is None or observed.capacity is None or volume.format == "dir":
         return
@@ -719,12 +723,21 @@ def _plan_capacity(draft: _Draft, observed: VolumeFacts, dependents: Sequence[st
     draft.differ("capacity", format_quantity(volume.capacity), format_quantity(observed.capacity))
     told = f"{format_quantity(observed.capacity)} to {format_quantity(volume.capacity)}"
     if observed.capacity < volume.capacity:
-        draft.act(Verb.GROW_VOLUME, f"Its capacity is to go from {told}.")
+        _plan_growth(draft, volume.capacity - observed.capacity, facts, told)
     elif not volume.spec.resize.allow_shrink:
         draft.refusals.append(
             errors.ShrinkNotAllowed(
                 f"{observed.path} would shrink from {told} and lose what lies past that.",
                 hint="Set resize.allowShrink to allow it, or declare the larger capacity.",
+            )
+        )
+    elif _below(volume.capacity, observed.allocation) and not volume.spec.resize.allow_data_loss:
+        draft.refusals.append(
+            errors.ShrinkNotAllowed(
+                f"{observed.path} would shrink from {told}, and has "
+                f"{format_quantity(observed.allocation or 0)} allocated.",
+                hint="Set resize.allowDataLoss to lose what lies past the capacity, or declare a "
+                "larger one.",
             )
         )
     elif dependents:
@@ -737,6 +750,20 @@ def _plan_capacity(draft: _Draft, observed: VolumeFacts, dependents: Sequence[st
     else:
         lost = f"{observed.path} past {format_quantity(volume.capacity)}"
         draft.act(Verb.SHRINK_VOLUME, f"Its capacity is to go from {told}.", destroys=[lost])
+
+
+def _plan_growth(draft: _Draft, added: int, facts: PoolFacts, told: str) -> None:
+    volume = _volume(draft)
+    if volume.spec.resize.allocate and _below(facts.available, added):
+        draft.refusals.append(
+            errors.NoSpace(
+                f"Volume {volume.name!r} is to have {format_quantity(added)} more set aside, and "
+                f"pool {draft.pool.name!r} has {format_quantity(facts.available or 0)} left.",
+                hint="Free some space, or leave resize.allocate out.",
+            )
+        )
+        return
+    draft.act(Verb.GROW_VOLUME, f"Its capacity is to go from {told}.")
 
 
 def plan_volume_deletion(

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from backends import errors
+from backends import errors, filling
 from backends.base import Backend, Pool, Progress, Verb, Volume, Work
-from backends.images import wiping
+from backends.images import mapping, wiping
+from backends.sizes import format_quantity
 from backends.spec import StatusBase
 from controller.planning import Action
 from controller.resources import AnyResource
@@ -151,8 +152,29 @@ def _require_unused(backend: Backend, pool: Pool, volume: Volume) -> None:
         )
 
 
+def _require_no_data_past(backend: Backend, pool: Pool, volume: Volume, work: Work) -> None:
+    """Look, right before it is cut, whether data would be lost; a plan has sizes alone."""
+    if volume.capacity is None or volume.spec.resize.allow_data_loss:
+        return
+    with backend.open_volume(pool, volume) as opened:
+        found = mapping.data_past(
+            opened,
+            volume.capacity,
+            secret=filling.passphrase(volume, backend.context),
+            timeout=backend.context.command_timeout,
+            work=work,
+        )
+    if found is not None:
+        raise errors.ShrinkNotAllowed(
+            f"{backend.volume_path(pool, volume.name)} has data past "
+            f"{format_quantity(volume.capacity)}, at byte {found}.",
+            hint="Set resize.allowDataLoss to lose it, or declare a larger capacity.",
+        )
+
+
 def _shrink(backend: Backend, pool: Pool, volume: Volume, work: Work) -> None:
     _require_unused(backend, pool, volume)
+    _require_no_data_past(backend, pool, volume, work)
     backend.resize_volume(pool, volume, work)
 
 

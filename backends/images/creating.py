@@ -446,7 +446,7 @@ def _exempt_from_copying(fd: int) -> None:
 def check_resize(format: str, *, shrink: bool, allocate: bool) -> None:
     """Refuse a change of size that the format does not have.
 
-    :raises errors.Unsupported: qemu-img can't do it; libvirt allocates only in raw images.
+    :raises errors.Unsupported: qemu-img can't do it.
     """
     item = _format(format)
     if not (item.shrinks if shrink else item.grows):
@@ -454,7 +454,7 @@ def check_resize(format: str, *, shrink: bool, allocate: bool) -> None:
             f"A {item.name} image can't {'shrink' if shrink else 'grow'}.",
             hint="Convert it to qcow2 or raw, or declare the capacity that it has.",
         )
-    if allocate and item.maker is not Maker.SELF:
+    if allocate and "Falloc" not in item.preallocations:
         raise errors.Unsupported(
             f"The space that is added to a {item.name} image can't be allocated at once.",
             hint="Leave resize.allocate out.",
@@ -462,7 +462,13 @@ def check_resize(format: str, *, shrink: bool, allocate: bool) -> None:
 
 
 def resize_commands(
-    format: str, path: str, capacity: int, *, shrink: bool, secret: Sequence[str] = ()
+    format: str,
+    path: str,
+    capacity: int,
+    *,
+    shrink: bool,
+    allocate: bool = False,
+    secret: Sequence[str] = (),
 ) -> tuple[tuple[str, ...], ...]:
     """The commands that ``resize`` runs; none for what is done in process.
 
@@ -473,6 +479,7 @@ def resize_commands(
         return ()
     size = str(round_up(capacity, SECTOR))
     shrinking = ("--shrink",) if shrink else ()
+    setting_aside = ("--preallocation=falloc",) if allocate else ()
     image: tuple[str, ...] = ("-f", item.driver, _absolute(path))
     if secret:
         opened = (
@@ -480,7 +487,7 @@ def resize_commands(
             f"file.driver=file,file.filename={_escaped(_absolute(path))}"
         )
         image = (*secret, "--image-opts", opened)
-    return (("qemu-img", "resize", "-q", *shrinking, *image, size),)
+    return (("qemu-img", "resize", "-q", *shrinking, *setting_aside, *image, size),)
 
 
 def resize(
@@ -500,7 +507,7 @@ def resize(
     :param path: absolute. qemu-img follows a link there; a raw image is never opened by one.
     :param capacity: bytes; formats other than raw round it up to ``SECTOR``.
     :param shrink: what lies past ``capacity`` may be lost.
-    :param allocate: set aside the space that is added; raw images only.
+    :param allocate: set aside the space that is added; raw and qcow2 images only.
     :param header: bytes before the contents of a raw image: those of a LUKS header.
     :param secrets: as for ``create``; needed for formats other than raw alone.
     :raises errors.ShrinkNotAllowed: a raw image is larger and ``shrink`` is not set.
@@ -512,7 +519,9 @@ def resize(
         _resize_raw(path, header + capacity, shrink, allocate, checkpoint)
         return
     secret = secrets.arguments if secrets is not None else ()
-    for argv in resize_commands(format, path, capacity, shrink=shrink, secret=secret):
+    for argv in resize_commands(
+        format, path, capacity, shrink=shrink, allocate=allocate, secret=secret
+    ):
         run_tool(argv, run)
 
 
@@ -528,6 +537,10 @@ def _resize_raw(
                 hint="Set resize.allowShrink to allow it.",
             )
         if allocate:
-            allocating.allocate(fd, former, capacity, checkpoint)
+            try:
+                allocating.allocate(fd, former, capacity, checkpoint)
+            except BaseException:
+                os.ftruncate(fd, former)
+                raise
         os.ftruncate(fd, capacity)
         os.fsync(fd)
