@@ -38,6 +38,13 @@ FED_AT_ONCE = 1024
 """Bytes that the zstd decompressor is given at a time."""
 
 _GZIP, _XZ, _ZSTD = b"\x1f\x8b\x08", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
+_UNKNOWN_CONTAINERS = {
+    b"vhdxfile": "vhdx",
+    b"WithoutFreeSpace": "parallels",
+    b"WithouFreSpacExt": "parallels",
+}
+"""Image formats of qemu's that libvirt has no name for, by what they begin with."""
+
 _DAMAGED = (lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError)
 
 Read = Callable[[int], bytes]
@@ -162,6 +169,12 @@ def described(fd: int, format: str | None, *, name: str) -> OpenVolume:
             f"{name} can't be used: {error.message}", hint="Use another image."
         ) from error
     size = os.fstat(fd).st_size
+    _refuse_unknown_container(fd, name)
+    if format is None and header.format == "raw" and header.encryption:
+        raise errors.ImageRefused(
+            f"{name} is refused: it is encrypted.",
+            hint="Declare source format raw to take it as the bytes that it is.",
+        )
     if header.format == "raw" and (format is None or not FORMATS[format].has_header):
         return _opened(fd, format or "raw", size, size)
     if format is not None and not same(format, header.format):
@@ -180,6 +193,17 @@ def described(fd: int, format: str | None, *, name: str) -> OpenVolume:
                 f"{name} is refused: {why}.", hint="Flatten it first: qemu-img convert."
             )
     return _opened(fd, format or header.format, size, header.capacity)
+
+
+def _refuse_unknown_container(fd: int, name: str) -> None:
+    """An image that nobody here can read would pass for a raw one."""
+    head = os.pread(fd, 16, 0)
+    for magic, called in _UNKNOWN_CONTAINERS.items():
+        if head.startswith(magic):
+            raise errors.ImageRefused(
+                f"{name} is refused: it is a {called} image, which is not read here.",
+                hint="Convert it first: qemu-img convert -O qcow2.",
+            )
 
 
 def _opened(fd: int, format: str, size: int, capacity: int) -> OpenVolume:

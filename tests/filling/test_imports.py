@@ -200,6 +200,31 @@ def test_an_image_that_is_encrypted_is_refused(keeper, images, site, tmp_path):
     assert "encrypted" in keeper.assert_stalled(DISK, "ImageRefused")
 
 
+@pytest.mark.parametrize("format", ["vhdx", "parallels"])
+def test_an_image_of_a_format_that_is_not_known_does_not_pass_for_raw(
+    keeper, images, site, tmp_path, format
+):
+    path = tmp_path / "image"
+    make_image(path, "8M", format=format)
+    site.files["/image"] = path.read_bytes()
+    start(keeper, images, from_web(site, format="raw"))
+    assert format in keeper.assert_stalled(DISK, "ImageRefused")
+
+
+def test_an_encrypted_disk_is_taken_as_bytes_only_where_it_is_declared_so(
+    keeper, images, site, tmp_path
+):
+    path = tmp_path / "luks"
+    options = ["--object", "secret,id=s,data=geheim", "-o", "key-secret=s,iter-time=10"]
+    make_image(path, "8M", format="luks", options=options)
+    site.files["/image"] = path.read_bytes()
+    start(keeper, images, from_web(site, format="raw"))
+    assert "encrypted" in keeper.assert_stalled(DISK, "ImageRefused")
+    start(keeper, images, from_web(site, "bytes", format="raw", source={"format": "raw"}))
+    keeper.assert_ready(volume_key("bytes"))
+    assert (images / "bytes").read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize("what", ["directory", "fifo", "missing"])
 def test_what_is_no_file_can_not_be_imported(keeper, images, tmp_path, what):
     path = tmp_path / "thing"
