@@ -1,4 +1,4 @@
-"""Volumes that name no node: claimed by the agent that keeps their pool.
+"""Volumes and operations that name no node: claimed by the agent that keeps what they belong to.
 
 Every agent watches them, by a selector of its own beside that of its node. There is no leader: a
 claim is a write that holds only for the version that was read, and a node once named stays.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from backends import errors
 from controller.apiserver import ApiServer, Object
@@ -18,22 +19,44 @@ from controller.retrying import backoff
 log = logging.getLogger(__name__)
 
 UNBOUND = {"spec.nodeName": ""}
-"""What the server selects volumes without a node by."""
+"""What the server selects objects without a node by."""
+
+
+def pool_of(found: Object) -> Key:
+    """The pool of a volume."""
+    reference = found["spec"].get("poolRef") or {}
+    return Key("StoragePool", "", reference.get("name", ""))
+
+
+def volume_of(found: Object) -> Key:
+    """The volume of an operation."""
+    name = found["spec"]["volumeRef"]["name"]
+    return Key("StorageVolume", found["metadata"]["namespace"], name)
 
 
 class Binder:
-    """Follows volumes without a node, and claims those whose pool this node keeps.
+    """Follows objects of a kind that name no node, and claims those whose owner this node keeps.
 
     One thread follows and another claims, so that neither holds up the other.
 
+    :param owner: what has to be this node's: the pool of a volume, the volume of an operation.
     :param stop: ends both threads; ``look`` has to be called after it was set.
     """
 
-    def __init__(self, server: ApiServer, store: ClusterStore, *, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        server: ApiServer,
+        store: ClusterStore,
+        *,
+        stop: threading.Event,
+        kind: str = "StorageVolume",
+        owner: Callable[[Object], Key] = pool_of,
+    ) -> None:
         self._server = server
         self._store = store
         self._stop = stop
-        self._kind = kinds()["StorageVolume"]
+        self._kind = kinds()[kind]
+        self._owner = owner
         self._unbound: dict[str, Object] = {}
         self._lock = threading.Lock()
         self._news = threading.Event()
@@ -41,10 +64,11 @@ class Binder:
     def start(self) -> None:
         """Begin; this node's own pools have to be known already."""
         for work in (self._follow, self._claim):
-            threading.Thread(target=work, name=f"binder{work.__name__}", daemon=True).start()
+            name = f"{self._kind.plural}{work.__name__}"
+            threading.Thread(target=work, name=name, daemon=True).start()
 
     def look(self) -> None:
-        """Look again at what waits: a pool was declared, or let go."""
+        """Look again at what waits: an owner was declared, or let go."""
         self._news.set()
 
     def resync(self) -> str:
@@ -106,10 +130,10 @@ class Binder:
             except errors.Inaccessible:
                 raise
             except errors.StorageError as error:
-                log.warning("volume %s can't be claimed: %s", name, error)
+                log.warning("%s %s can't be claimed: %s", self._kind.name, name, error)
                 continue
             if claimed:
-                log.debug("volume %s is claimed", name)
+                log.debug("%s %s is claimed", self._kind.name, name)
                 with self._lock:
                     self._unbound.pop(uid, None)
 
@@ -125,5 +149,4 @@ class Binder:
     def _claimable(self, found: Object) -> bool:
         if found["metadata"].get("deletionTimestamp"):
             return False
-        reference = found["spec"].get("poolRef") or {}
-        return self._store.keeps(Key("StoragePool", "", reference.get("name", "")))
+        return self._store.keeps(self._owner(found))

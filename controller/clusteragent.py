@@ -8,6 +8,7 @@ import threading
 import time
 
 from backends import errors
+from controller import binding
 from controller.apiserver import ApiServer
 from controller.binding import Binder
 from controller.clusterstore import ClusterStore
@@ -71,7 +72,10 @@ class ClusterAgent:
         self._stop = stop
         self._workers = Workers(metrics.timed(engine.reconcile))
         engine.jobs.wake = self._workers.nudge
-        self._binder = Binder(server, store, stop=stop)
+        self._volumes = Binder(server, store, stop=stop)
+        self._operations = Binder(
+            server, store, stop=stop, kind="VolumeOperation", owner=binding.volume_of
+        )
         self._resync_at = 0.0
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
         self._health = health
@@ -96,7 +100,8 @@ class ClusterAgent:
         self._engine.stop()
         self._stop.set()
         self._store.changed.set()
-        self._binder.look()
+        self._volumes.look()
+        self._operations.look()
         self._thread.join(STOP_WITHIN)
         deadline = time.monotonic() + STOP_WITHIN
         busy = self._workers.stop(STOP_WITHIN)
@@ -145,11 +150,13 @@ class ClusterAgent:
             self._store.resync()
             self._resync_at = time.monotonic() + RESYNC
             if self.synced.is_set():
-                self._binder.resync()  # its watch may have been cut in silence
+                self._volumes.resync()  # its watch may have been cut in silence
+                self._operations.resync()
             else:
                 log.info("keeping the pools of node %s", self._store.node)
                 self.synced.set()
-                self._binder.start()
+                self._volumes.start()
+                self._operations.start()
         until_resync = max(0.0, self._resync_at - time.monotonic())
         if self._store.changed.wait(min(TURN, until_resync)):
             self._stop.wait(GATHER)
@@ -163,4 +170,5 @@ class ClusterAgent:
         self._engine.keep_jobs(world)
         self._workers.wake(sorted(names if concerned is None else names & concerned))
         if concerned is None:
-            self._binder.look()
+            self._volumes.look()
+        self._operations.look()

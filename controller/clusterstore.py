@@ -34,11 +34,11 @@ from controller.resources import (
 )
 from controller.store import UNDEFINED, Applied, EventType, Outcome, Step, Store
 from controller.summarising import condition
-from controller.worlds import pool_name
+from controller.worlds import UNBOUND, pool_name, volume_of
 
 log = logging.getLogger(__name__)
 
-WATCHED = ("StoragePool", "StorageVolume")
+WATCHED = ("StoragePool", "StorageVolume", "VolumeOperation")
 """Kinds that an agent is sent, those of its node."""
 
 CONFLICTS = 5
@@ -158,8 +158,15 @@ class ClusterStore:
             if resource is not None and resource.kind.name == "StoragePool":
                 self._pools_changed = True  # it may have claimed, or let go, what another wants
             elif resource is not None:
-                self._pools_to_wake.add(pool_name(resource))
+                self._pools_to_wake.add(self._pool_concerned(resource))
         self.changed.set()
+
+    def _pool_concerned(self, resource: AnyResource) -> str:
+        """The pool in whose pass a volume or an operation is seen to."""
+        if resource.kind.name == "StorageVolume":
+            return pool_name(resource)
+        volume = self._entries.get(volume_of(resource))
+        return pool_name(volume.resource) if volume is not None else UNBOUND
 
     def concerned(self) -> set[str] | None:
         """The pools to look at since the last call; None for all of them."""

@@ -26,7 +26,7 @@ from controller.jobs import Job, Jobs, Task
 from controller.resources import AnyResource, Key, now
 from controller.store import EventType, ResourceStore
 from controller.summarising import Aspect
-from controller.worlds import World
+from controller.worlds import World, volume_of
 
 log = logging.getLogger(__name__)
 
@@ -287,11 +287,6 @@ class Operations:
         ended = operation.status.completion_time or now()
         since = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(ended)
         return float(ttl) - since.total_seconds()
-
-
-def volume_of(operation: AnyResource) -> Key:
-    """The volume that an operation is about."""
-    return Key("StorageVolume", operation.metadata.namespace, operation.spec.volume_ref.name)
 
 
 def _suspended(found: PoolExamination, volume: Key) -> bool:

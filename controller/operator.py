@@ -28,9 +28,10 @@ import kopf
 
 from backends import errors
 from backends.schema import duration_seconds
+from controller.access import ReviewedAccess
 from controller.apiserver import ApiServer
 from controller.cli import options
-from controller.cli.running import serving
+from controller.cli.running import data_serving, serving
 from controller.cli.session import Session, session
 from controller.clusteragent import ClusterAgent
 from controller.clusternode import ServedNode
@@ -69,19 +70,25 @@ KOPF_FINALIZER = f"{GROUP}/kopf"
 """Never set, for there are no handlers that need one. Not the engine's own: kopf takes its own off
 wherever it finds it without such a handler."""
 
-_POOLS, _VOLUMES = (kinds()[name] for name in WATCHED)
+_POOLS, _VOLUMES, _OPERATIONS = (kinds()[name] for name in WATCHED)
 
 
 class Operator:
     """What the handlers share: the state directory's lock, the store, and the agent."""
 
     def __init__(
-        self, chosen: Session, nodes: NodeSettings, *, listen: tuple[str, int] | None = None
+        self,
+        chosen: Session,
+        nodes: NodeSettings,
+        *,
+        listen: tuple[str, int] | None = None,
+        data: options.DataSide = options.DataSide(),  # noqa: B008 - it can't be changed
     ) -> None:
         self.node = chosen.node
         self.health = Health()
         self.watching = self.health.pulse("watching")
         self._nodes = nodes
+        self._data = data
         self._metrics = Metrics(ready=self.health.is_ready)
         self._serving = serving(listen, self.health, self._metrics)
         self.store: ClusterStore | None = None
@@ -135,6 +142,7 @@ class Operator:
             metrics=self._metrics,
         )
         self._running.enter_context(self._serving)
+        self._running.enter_context(data_serving(engine, ReviewedAccess(server), self._data))
         self.agent.start()
 
     def _acquire(self) -> None:
@@ -167,7 +175,11 @@ class _Backoffs:
 
 
 def run(
-    chosen: Session, *, listen: tuple[str, int] | None = None, nodes: NodeSettings = DEFAULT
+    chosen: Session,
+    *,
+    listen: tuple[str, int] | None = None,
+    data: options.DataSide = options.DataSide(),  # noqa: B008 - it can't be changed
+    nodes: NodeSettings = DEFAULT,
 ) -> bool:
     """Run until SIGTERM or SIGINT; false where a step did not end in time.
 
@@ -175,9 +187,10 @@ def run(
     serve the kinds yet. It is begun anew; the agent goes on all the while.
 
     :param listen: host and port of the HTTP side; None for none.
+    :param data: where contents of volumes are served.
     :raises errors.StorageError: where the work can't begin.
     """
-    operator = Operator(chosen, nodes, listen=listen)
+    operator = Operator(chosen, nodes, listen=listen, data=data)
     operator.start()
     failures = 0
     try:
@@ -217,7 +230,7 @@ async def begin(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
         named = next((os.environ[name] for name in NODE_NAMES if os.environ.get(name)), "")
         listen = options.address(os.environ.get("POOLKEEPER_LISTEN", ""))
         chosen = session(Path(state) if state else None, named)
-        operator = Operator(chosen, _node_settings(), listen=listen)
+        operator = Operator(chosen, _node_settings(), listen=listen, data=_data_side())
         await asyncio.to_thread(operator.start)
         memo.operator = memo.started = operator
     _configure(settings, memo.operator.node)
@@ -229,6 +242,15 @@ async def _beat(pulse: Pulse) -> None:
     while True:
         pulse.beat()
         await asyncio.sleep(BEAT)
+
+
+def _data_side() -> options.DataSide:
+    cert, key = (os.environ.get(f"POOLKEEPER_TLS_{name}") for name in ("CERT", "KEY"))
+    return options.data_side(
+        os.environ.get("POOLKEEPER_DATA_LISTEN", ""),
+        Path(cert) if cert else None,
+        Path(key) if key else None,
+    )
 
 
 def _node_settings() -> NodeSettings:
@@ -247,7 +269,7 @@ def _node_settings() -> NodeSettings:
 
 
 def _configure(settings: kopf.OperatorSettings, node: str) -> None:
-    for kind in (_POOLS, _VOLUMES):
+    for kind in (_POOLS, _VOLUMES, _OPERATIONS):
         settings.watching.field_selectors[GROUP, VERSION, kind.plural] = f"spec.nodeName={node}"
     settings.watching.server_timeout = SERVER_TIMEOUT
     settings.watching.chunk_size = 500
@@ -279,6 +301,12 @@ async def on_pool(memo: Any, event: kopf.RawEvent, **_: Any) -> None:
 async def on_volume(memo: Any, event: kopf.RawEvent, **_: Any) -> None:
     """Take over what was sent of a volume."""
     _observe(memo.operator, _VOLUMES.name, event)
+
+
+@kopf.on.event(GROUP, VERSION, _OPERATIONS.plural)
+async def on_operation(memo: Any, event: kopf.RawEvent, **_: Any) -> None:
+    """Take over what was sent of an operation on a volume."""
+    _observe(memo.operator, _OPERATIONS.name, event)
 
 
 def _observe(operator: Operator, kind: str, event: kopf.RawEvent) -> None:

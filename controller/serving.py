@@ -21,11 +21,14 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
@@ -69,12 +72,14 @@ class Address:
 class Server:
     """Serves routes until it is stopped.
 
+    :param address: where; a path is that of a socket for the processes of this user alone.
+
     :param tls: for https; None for http.
     """
 
     def __init__(
         self,
-        address: Address,
+        address: Address | Path,
         routes: Iterable[web.AbstractRouteDef],
         *,
         tls: ssl.SSLContext | None = None,
@@ -113,7 +118,8 @@ class Server:
             ) from self._problem
         if self._problem is not None:
             raise self._problem
-        log.info("listening at http%s://%s", "s" if self._tls else "", self.address)
+        scheme = "unix" if isinstance(self.address, Path) else "https" if self._tls else "http"
+        log.info("listening at %s://%s", scheme, self.address)
 
     def stop(self) -> None:
         """End; requests under way are cut off after ``STOP_WITHIN``."""
@@ -143,15 +149,37 @@ class Server:
         )
         await runner.setup()
         try:
-            site = web.TCPSite(runner, self.address.host, self.address.port, ssl_context=self._tls)
-            await site.start()
-            bound = runner.addresses[0]
-            self.address = Address(self.address.host, bound[1])
+            if isinstance(self.address, Path):
+                await web.SockSite(runner, _own_socket(self.address)).start()
+            else:
+                host, port = self.address.host, self.address.port
+                await web.TCPSite(runner, host, port, ssl_context=self._tls).start()
+                self.address = Address(host, runner.addresses[0][1])
             self._begun.set()
             await self._ending.wait()
         finally:
             await runner.cleanup()
             executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _own_socket(path: Path) -> socket.socket:
+    """A socket in the place of one that another process left there.
+
+    The directory is gone through its descriptor: the name of a socket may have 108 bytes (unix(7)).
+    """
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path.name, dir_fd=directory)
+        made.bind(f"/proc/self/fd/{directory}/{path.name}")
+        os.chmod(path.name, 0o600, dir_fd=directory)
+    except BaseException:
+        made.close()
+        raise
+    finally:
+        os.close(directory)
+    return made
 
 
 async def in_thread(

@@ -23,9 +23,9 @@ from controller.admitting import Command, Target, Waits, admit
 from controller.contents import Moved, Selection, is_image
 from controller.engine import Engine
 from controller.jobs import Job, Task
-from controller.operations import FINISHED, KIND, volume_of
+from controller.operations import FINISHED, KIND
 from controller.resources import AnyResource, Key
-from controller.worlds import pool_name
+from controller.worlds import pool_name, volume_of
 
 PASS_WITHIN = 20.0
 """Seconds that a pass over the pool may take before a transfer is told to come again."""

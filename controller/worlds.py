@@ -66,8 +66,7 @@ class World:
         found: defaultdict[str, list[AnyResource]] = defaultdict(list)
         for item in sorted(self.resources.values(), key=_age):
             if item.kind.name == "VolumeOperation":
-                name = item.spec.volume_ref.name
-                volume = self.resources.get(Key("StorageVolume", item.metadata.namespace, name))
+                volume = self.resources.get(volume_of(item))
                 found[pool_name(volume) if volume else UNBOUND].append(item)
         return found
 
@@ -301,6 +300,11 @@ class World:
                 hint="Choose another volumeName, or delete one of them.",
             )
         ]
+
+
+def volume_of(operation: AnyResource) -> Key:
+    """The volume that an operation is about."""
+    return Key("StorageVolume", operation.metadata.namespace, operation.spec.volume_ref.name)
 
 
 def pool_name(resource: AnyResource) -> str:

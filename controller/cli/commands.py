@@ -537,6 +537,9 @@ def run(
         ),
     ] = 30,
     listen: options.Listen = "",
+    data_listen: options.DataListen = "",
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
     log_level: Annotated[LogLevel, typer.Option("--log-level", help="What is logged.")] = (
         LogLevel.INFO
     ),
@@ -566,6 +569,7 @@ def run(
         pruning=threshold,
         level=log_level.value,
         listen=options.address(listen),
+        data=options.data_side(data_listen, tls_cert, tls_key),
     )
 
 
@@ -573,6 +577,9 @@ def run(
 def operator(
     *,
     listen: options.Listen = "",
+    data_listen: options.DataListen = "",
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
     heartbeat: Annotated[
         float,
         typer.Option(
@@ -623,6 +630,7 @@ def operator(
     return operating.operate(
         _session(state_dir, node_name),
         listen=options.address(listen),
+        data=options.data_side(data_listen, tls_cert, tls_key),
         nodes=NodeSettings(heartbeat=heartbeat, silence=silence),
         level=log_level.value,
     )

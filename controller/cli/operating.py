@@ -9,12 +9,18 @@ import typer
 
 from backends import errors
 from controller.cli import running
+from controller.cli.options import DataSide
 from controller.cli.session import Session
 from controller.nodes import NodeSettings
 
 
 def operate(
-    session: Session, *, listen: tuple[str, int] | None, nodes: NodeSettings, level: str
+    session: Session,
+    *,
+    listen: tuple[str, int] | None,
+    data: DataSide,
+    nodes: NodeSettings,
+    level: str,
 ) -> int:
     """Keep the pools that the API server declares for this node, until a signal comes."""
     try:
@@ -26,7 +32,7 @@ def operate(
     running.start_logging(level)
     for name in ("asyncio", "httpx2", "httpcore2", "kopf"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if operator.run(session, listen=listen, nodes=nodes):
+    if operator.run(session, listen=listen, data=data, nodes=nodes):
         return 0
     logging.shutdown()
     os._exit(1)  # a thread is stuck in the kernel; leaving in the ordinary way would wait for it

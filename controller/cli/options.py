@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import ipaddress
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -85,6 +87,35 @@ def address(text: str) -> tuple[str, int] | None:
     return found["v6"] or found["host"] or "127.0.0.1", int(found["port"])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSide:
+    """Where contents of volumes are served.
+
+    :param listen: host and port; None for nowhere.
+    """
+
+    listen: tuple[str, int] | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+
+def data_side(listen: str, cert: Path | None, key: Path | None) -> DataSide:
+    """Refuse what would send tokens over a network for all to read."""
+    where = address(listen)
+    if where is not None and cert is None and not _loopback(where[0]):
+        raise typer.BadParameter("--data-listen elsewhere than at this host needs --tls-cert.")
+    if where is None and (cert or key):
+        raise typer.BadParameter("--tls-cert and --tls-key belong to --data-listen.")
+    return DataSide(listen=where, cert=cert, key=key)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 StateDir = Annotated[
     Path | None,
     typer.Option(
@@ -125,6 +156,37 @@ Listen = Annotated[
         show_default=False,
         help="Serve /healthz, /readyz and /metrics there; without an address, for this host alone. "
         "Off if left out.",
+    ),
+]
+DataListen = Annotated[
+    str,
+    typer.Option(
+        "--data-listen",
+        envvar="POOLKEEPER_DATA_LISTEN",
+        metavar="[ADDRESS:]PORT",
+        show_default=False,
+        help="Serve the contents of volumes there, by token; without an address, for this host "
+        "alone. Another address needs --tls-cert.",
+    ),
+]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert",
+        envvar="POOLKEEPER_TLS_CERT",
+        metavar="FILE",
+        show_default=False,
+        help="Certificate, with its chain, of --data-listen: PEM.",
+    ),
+]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-key",
+        envvar="POOLKEEPER_TLS_KEY",
+        metavar="FILE",
+        show_default=False,
+        help="Its key; default: in the same file.",
     ),
 ]
 Namespace = Annotated[

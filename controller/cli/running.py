@@ -6,19 +6,24 @@ import contextlib
 import logging
 import os
 import signal
+import ssl
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import typer
 
+from backends import errors
+from controller.access import Access, TokenFile
 from controller.agent import Agent
+from controller.cli.options import DataSide
 from controller.cli.printing import clean, say
 from controller.cli.session import Session
 from controller.cli.working import Deadline, take_over
+from controller.engine import Engine
 from controller.health import Health
 from controller.locking import AgentLock
 from controller.metrics import Metrics
@@ -27,6 +32,9 @@ from controller.sources.base import Source
 from controller.sources.directory import DirectorySource
 from controller.sources.git import git_source
 from controller.sources.pruning import Threshold
+
+SOCKET = "agent.sock"
+"""Name in the state directory of the socket at which an agent is asked for transfers."""
 
 LOCK_WITHIN = 60.0
 """Seconds that the agent waits at its start for a command that is at work."""
@@ -58,6 +66,7 @@ def run(
     pruning: Threshold | None,
     level: str,
     listen: tuple[str, int] | None = None,
+    data: DataSide = DataSide(),  # noqa: B008 - it can't be changed
 ) -> int:
     """Keep the pools of this node until a signal comes; 1 where a step did not end in time."""
     start_logging(level)
@@ -87,7 +96,9 @@ def run(
                 health=health,
                 metrics=metrics,
             )
-            ended = agent.run(stop)
+            access = TokenFile(session.state)
+            with data_serving(engine, access, data, socket=session.state / SOCKET):
+                ended = agent.run(stop)
             if not ended:
                 # A thread is stuck in the kernel; leaving in the ordinary way would wait for it.
                 logging.shutdown()
@@ -105,6 +116,44 @@ def serving(
 
     routes = [*serving.health_routes(health), *serving.metrics_routes(metrics.exposition)]
     return serving.Server(serving.Address(*listen), routes)
+
+
+@contextlib.contextmanager
+def data_serving(
+    engine: Engine, access: Access, side: DataSide, *, socket: Path | None = None
+) -> Iterator[None]:
+    """Serve the contents of volumes meanwhile.
+
+    :param socket: of this host's command line; None for none.
+    """
+    if socket is None and side.listen is None:
+        yield
+        return
+    from controller import dataserving, serving  # noqa: PLC0415 - aiohttp is wanted here alone
+    from controller.transfers import Transfers  # noqa: PLC0415
+
+    routes = dataserving.data_routes(Transfers(engine), access)
+    with contextlib.ExitStack() as servers:
+        if socket is not None:
+            servers.enter_context(serving.Server(socket, routes))
+        if side.listen is not None:
+            address = serving.Address(*side.listen)
+            servers.enter_context(serving.Server(address, routes, tls=_tls(side)))
+        yield
+
+
+def _tls(side: DataSide) -> ssl.SSLContext | None:
+    if side.cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(side.cert, side.key)
+    except (OSError, ssl.SSLError) as error:
+        raise errors.InvalidSpec(
+            f"The certificate in {side.cert} can't be used: {error}.",
+            hint="Give the certificate with its chain and its key, both PEM.",
+        ) from error
+    return context
 
 
 def _acquire(lock: AgentLock) -> bool:

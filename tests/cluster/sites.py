@@ -115,6 +115,13 @@ class Site:
         spec.setdefault("capacity", "1Mi")
         return manifest("StorageVolume", f"{self.name}-{name}", spec)
 
+    def operation(
+        self, name: str, volume: str, command: str = "Wipe", **spec: Any
+    ) -> dict[str, Any]:
+        """An operation on a volume, as a manifest."""
+        spec = {"volumeRef": {"name": f"{self.name}-{volume}"}, "operation": command, **spec}
+        return manifest("VolumeOperation", f"{self.name}-{name}", spec)
+
     def apply(self, *manifests: dict[str, Any]) -> None:
         given = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)})
         done = self.cluster.kubectl("apply", "--filename", "-", given=given)
@@ -153,7 +160,7 @@ class Site:
 
     def clear(self) -> None:
         """Take everything of this test off the cluster, operator or not."""
-        for kind in ("storagevolumes", "storagepools", "storagenodes"):
+        for kind in ("volumeoperations", "storagevolumes", "storagepools", "storagenodes"):
             found = self.cluster.read("get", f"{kind}.{GROUP}", "--all-namespaces")["items"]
             for item in found:
                 if item["metadata"]["name"].startswith(f"{self.name}-"):
@@ -164,12 +171,15 @@ class Site:
                     self.cluster.kubectl("delete", *address(item), "--wait=false")
 
 
+NAMESPACED = ("StorageVolume", "VolumeOperation")
+
+
 def manifest(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
     """An object as a user writes it."""
     return {
         "apiVersion": f"{GROUP}/v1alpha1",
         "kind": kind,
-        "metadata": {"name": name} | ({"namespace": "default"} if kind == "StorageVolume" else {}),
+        "metadata": {"name": name} | ({"namespace": "default"} if kind in NAMESPACED else {}),
         "spec": spec,
     }
 
