@@ -22,7 +22,15 @@ from backends.host.files import Permissions as PermissionFacts
 from backends.host.marks import Mark, MarkStore, Origin
 from backends.host.needs import NOTHING, Needs
 from backends.schema import Model
-from backends.spec import Device, Permissions, PoolSpecBase, SecretRef, SourceQuery, VolumeSpec
+from backends.spec import (
+    Device,
+    Permissions,
+    PoolSpecBase,
+    SecretRef,
+    SourceQuery,
+    ThinPoolStatus,
+    VolumeSpec,
+)
 
 
 class TargetUse(enum.Enum):
@@ -192,6 +200,8 @@ class PoolFacts:
     :param warnings: what a user should know though all is well, each a sentence.
     :param leftovers: half-made things of ours, by name, that no one is working on.
     :param skipped: entries that are not volumes, with the reason.
+    :param growth: why the backing is to be made larger, in a sentence; empty where it is not.
+    :param thin_pool: how full the pool's thin pool is, where it has one.
     """
 
     presence: Presence
@@ -211,6 +221,8 @@ class PoolFacts:
     volumes: Mapping[str, VolumeFacts] = field(default_factory=dict)
     leftovers: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    growth: str = ""
+    thin_pool: ThinPoolStatus | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,6 +339,7 @@ class Verb(enum.StrEnum):
     STOP_POOL = "StopPool"
     SET_POOL_PERMISSIONS = "SetPoolPermissions"
     CLEAN_POOL = "CleanPool"
+    GROW_POOL = "GrowPool"
     DELETE_POOL = "DeletePool"
     CREATE_VOLUME = "CreateVolume"
     ADOPT_VOLUME = "AdoptVolume"
@@ -470,7 +483,7 @@ class Backend(ABC):
         """Where the pool is, for people: its directory, volume group or address."""
         return str(pool.target_path)
 
-    def space_needed(self, volume: Volume) -> int:
+    def space_needed(self, pool: Pool, volume: Volume) -> int:
         """Bytes that making the volume takes from the pool at once."""
         return 0
 
@@ -508,6 +521,10 @@ class Backend(ABC):
     def set_permissions(self, pool: Pool, permissions: Permissions) -> None:
         """Give the target the mode, owner, group and label that are not None."""
         raise _unsupported(pool, "change permissions of")
+
+    def grow(self, pool: Pool) -> None:
+        """Make the backing as large as is declared."""
+        raise _unsupported(pool, "grow")
 
     def clean(self, pool: Pool) -> None:
         """Remove half-made things of ours that no one is working on."""

@@ -173,7 +173,7 @@ class FileVolumes(Backend):
     def same_format(self, declared: str, observed: str) -> bool:
         return same(declared, observed)
 
-    def space_needed(self, volume: Volume) -> int:
+    def space_needed(self, pool: Pool, volume: Volume) -> int:
         if volume.capacity is None or volume.format == "dir":
             return 0
         return creating.space_needed(_request(volume, volume.capacity))

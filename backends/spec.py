@@ -915,6 +915,16 @@ class PoolDevice(Model):
     uuid: Text | None = Field(None, description="UUID of what stands on it.")
 
 
+class ThinPoolStatus(Model):
+    """How full a thin pool is."""
+
+    size: Quantity = Field(description="Its size.")
+    data_percent: int | None = Field(None, description="Part of its space that is in use.")
+    metadata_percent: int | None = Field(
+        None, description="Part of the space for its metadata that is in use."
+    )
+
+
 class PoolStatus(StatusBase):
     """What was observed of a pool."""
 
@@ -938,6 +948,9 @@ class PoolStatus(StatusBase):
     )
     available: Annotated[Quantity | None, Xml("available", Form.BYTES)] = Field(
         None, description="Space left."
+    )
+    thin_pool: ThinPoolStatus | None = Field(
+        None, description="How full the thin pool is, where the pool has one."
     )
     volumes: VolumeCounts | None = Field(None, description="How many volumes there are.")
     discovered: tuple[DiscoveredVolume, ...] = Field(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from backends import errors
-from backends.base import Backend, Operation, Volume
+from backends.base import Backend, Operation, Pool, Volume
 from backends.registry import pool_type
 from backends.sizes import format_human
 from backends.spec import LabelRequirement, LabelSelector, Permissions
@@ -104,9 +104,19 @@ class Chooser:
             permissions=volume.spec.permissions or Permissions(),
         )
         try:
-            return self._backend(kind.name).space_needed(declared)
+            return self._backend(kind.name).space_needed(_as_declared(pool), declared)
         except errors.StorageError:
             return 0  # what can't be made is refused by its pool, by name
+
+
+def _as_declared(pool: AnyResource) -> Pool:
+    return Pool(
+        uid=pool.metadata.uid,
+        resource=str(pool.key),
+        name=pool.spec.pool_name or pool.metadata.name,
+        spec=pool.spec,
+        type=pool_type(pool.spec.type),
+    )
 
 
 def in_turn(volumes: Iterable[AnyResource]) -> list[AnyResource]:

@@ -217,10 +217,12 @@ def plan_pool(
         facts if present else None,
         prefix="target.permissions",
     )
-    if facts.leftovers:
+    if facts.leftovers and present:
         draft.act(
             Verb.CLEAN_POOL, f"Half-made files of ours are left over: {_named(facts.leftovers)}."
         )
+    if facts.growth and present:
+        draft.act(Verb.GROW_POOL, facts.growth)
     return _plan_state(draft, facts, history)
 
 
@@ -425,6 +427,9 @@ def plan_pool_deletion(
         )
         return draft.finish()
     draft.refusals.extend(_other_devices(pool, facts, history))
+    if facts.presence is Presence.ABSENT and facts.leftovers and policy is PoolDeletion.DELETE:
+        told = f"Of what backed it {_named(facts.leftovers)} is left."
+        draft.act(Verb.DELETE_POOL, told, destroys=facts.leftovers)
     if facts.presence is Presence.ABSENT or draft.refusals:
         return draft.finish()
     made = facts.mark is not None and facts.mark.origin == "Created"
@@ -554,7 +559,7 @@ def _plan_creation(draft: _Draft, facts: PoolFacts, history: VolumeHistory) -> N
             )
         )
         return
-    needed = draft.backend.space_needed(volume)
+    needed = draft.backend.space_needed(draft.pool, volume)
     if facts.available is not None and needed > facts.available:
         draft.refusals.append(
             errors.NoSpace(

@@ -24,6 +24,7 @@ _DONE = {
     Verb.STOP_POOL: ("Stopped", "Stopped {place}."),
     Verb.SET_POOL_PERMISSIONS: ("PermissionsChanged", "Changed {place}. {reason}"),
     Verb.CLEAN_POOL: ("LeftoversRemoved", "Cleaned {place}. {reason}"),
+    Verb.GROW_POOL: ("Grown", "Grew {place}. {reason}"),
     Verb.DELETE_POOL: ("Deleted", "Deleted {place}."),
     Verb.CREATE_VOLUME: ("Created", "Made {place}. {reason}"),
     Verb.ADOPT_VOLUME: ("Adopted", "Took {place} over. {reason}"),
@@ -200,6 +201,7 @@ _POOL_STEPS: dict[Verb, Callable[[Backend, Pool], None]] = {
     Verb.STOP_POOL: lambda backend, pool: backend.stop(pool),
     Verb.SET_POOL_PERMISSIONS: _set_permissions,
     Verb.CLEAN_POOL: lambda backend, pool: backend.clean(pool),
+    Verb.GROW_POOL: lambda backend, pool: backend.grow(pool),
     Verb.DELETE_POOL: lambda backend, pool: backend.delete(pool),
 }
 

@@ -257,13 +257,14 @@ def _pool_figures(
 ) -> dict[str, Any]:
     """Sizes and counts; the last known ones where the pool can't be read now."""
     if facts is None or facts.presence is not Presence.PRESENT or not facts.listed:
-        names = ("capacity", "allocation", "available", "volumes", "discovered")
+        names = ("capacity", "allocation", "available", "thin_pool", "volumes", "discovered")
         return {name: getattr(former, name) for name in names}
     strangers = [item for name, item in sorted(facts.volumes.items()) if name not in managed]
     return {
         "capacity": facts.capacity,
         "allocation": facts.allocation,
         "available": facts.available,
+        "thin_pool": facts.thin_pool,
         "volumes": VolumeCounts(
             total=len(facts.volumes),
             managed=len(facts.volumes) - len(strangers),

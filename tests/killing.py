@@ -22,14 +22,20 @@ EFFECTS = frozenset(
         "ctypes.call_function",
     }
 )  # fmt: skip
+LOOKING = ("fullreport", "--no-act", "settle", "--raw")
+"""Words in the arguments of host commands that change nothing."""
+
 STORE_WRITES = (
     "begin_step", "end_step", "write_status", "add_finalizer", "remove_finalizer", "record_event",
     "request_deletion",
 )  # fmt: skip
 
 
-def kill_before(number: int) -> None:
-    """Have this process killed right before its effect of that number; 1 is the next one."""
+def kill_before(number: int, *, commands_only: bool = False) -> None:
+    """Have this process killed right before its effect of that number; 1 is the next one.
+
+    :param commands_only: whether only host commands count that change something.
+    """
     lock = threading.Lock()
     count = 0
 
@@ -40,11 +46,18 @@ def kill_before(number: int) -> None:
             if count == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    def hook_commands(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "subprocess.Popen" and not set(LOOKING) & set(map(str, arguments[1])):
+            effect()
+
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         writing = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_ACCMODE
         if event in EFFECTS or writing:
             effect()
 
+    if commands_only:
+        sys.addaudithook(hook_commands)
+        return
     for name in STORE_WRITES:
         setattr(Store, name, _before_and_after(getattr(Store, name), effect))
     sys.addaudithook(hook)
@@ -82,8 +95,10 @@ def at_every_step(
     work: Callable[[Keeper], None],
     *,
     finished: Callable[[Keeper], None],
-    undone: Callable[[Keeper], None],
+    prepared: Callable[[Keeper], None] = lambda keeper: None,
+    undone: Callable[[Keeper], None] = lambda keeper: None,
     killed: Callable[[], None] = lambda: None,
+    commands_only: bool = False,
 ) -> int:
     """Kill the work before each of its effects in turn, each time from the beginning.
 
@@ -91,30 +106,43 @@ def at_every_step(
     again, and has to come to the end.
 
     :param finished: asserts that the work is done.
+    :param prepared: what is done before, without a kill.
     :param undone: brings the host back to where the work began.
     :param killed: asserts what holds right after a kill.
+    :param commands_only: whether only host commands count as effects, where each takes long.
     :return: how many kills there were before the work came through.
     """
     for number in range(1, 1000):
-        signalled = ended_by(lambda: _killed_work(state, work, number))  # noqa: B023
+        _with_keeper(state, prepared)
+        signalled = ended_by(lambda: _killed_work(state, work, number, commands_only))  # noqa: B023
         if signalled:
             assert signalled == signal.SIGKILL
             killed()
-        again = Keeper(state)
-        try:
-            again.engine.recover()
-            work(again)
-            finished(again)
-            undone(again)
-        finally:
-            again.store.close()
+
+        def go_on(keeper: Keeper) -> None:
+            keeper.engine.recover()
+            work(keeper)
+            finished(keeper)
+            undone(keeper)
+
+        _with_keeper(state, go_on)
         shutil.rmtree(state)
         if not signalled:
             return number - 1
     raise AssertionError("the work never came through")
 
 
-def _killed_work(state: Path, work: Callable[[Keeper], None], number: int) -> None:
+def _with_keeper(state: Path, work: Callable[[Keeper], None]) -> None:
     keeper = Keeper(state)
-    kill_before(number)
+    try:
+        work(keeper)
+    finally:
+        keeper.store.close()
+
+
+def _killed_work(
+    state: Path, work: Callable[[Keeper], None], number: int, commands_only: bool
+) -> None:
+    keeper = Keeper(state)
+    kill_before(number, commands_only=commands_only)
     work(keeper)

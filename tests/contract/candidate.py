@@ -39,6 +39,8 @@ class PoolUnderTest(ABC):
     :cvar stand_in_reason: why a pool isn't Ready in whose place something else stands, once it was
         there.
     :cvar commands_per_look: the most host commands that one look at an unchanged pool runs.
+    :cvar commands_to_plan: the most that a plan for a pool runs that is not there.
+    :cvar has_stand_in: whether another backing can take the place of one that is hidden.
     """
 
     type: ClassVar[PoolType]
@@ -53,6 +55,8 @@ class PoolUnderTest(ABC):
     obstacle_reason: ClassVar[str] = "OverwriteRefused"
     stand_in_reason: ClassVar[str] = "Inaccessible"
     commands_per_look: ClassVar[int] = 0
+    commands_to_plan: ClassVar[int] = 0
+    has_stand_in: ClassVar[bool] = True
 
     def __init__(self, root: Path, spares: Spares) -> None:
         """Prepare the place.

@@ -119,7 +119,7 @@ def test_planning_changes_nothing(keeper, place):
     assert planned[str(POOL)] == ["BuildPool", "StartPool"]
     assert planned[str(DISK)] == ["CreateVolume"]
     assert keeper.recorded() == written
-    assert commands.spawned() - spawned <= 2 * place.commands_per_look
+    assert commands.spawned() - spawned <= place.commands_to_plan
     assert not place.exists()
 
 
@@ -251,7 +251,7 @@ def test_an_undefined_pool_leaves_all_data(keeper, place, policy):
     before = place.evidence()
     keeper.delete(POOL)
     keeper.settle()
-    assert keeper.gone(POOL)
+    assert keeper.gone(POOL), keeper.told()
     assert place.evidence() == before
 
 
@@ -269,7 +269,7 @@ def test_a_pool_is_deleted_only_once_it_is_empty(keeper, place):
     place.remove_volume("disk")
     place.remove_volume("strange")
     keeper.settle()
-    assert keeper.gone(POOL)
+    assert keeper.gone(POOL), keeper.told()
     assert not place.exists()
 
 
@@ -280,7 +280,7 @@ def test_a_pool_and_its_volumes_deleted_together_go_in_one_pass(keeper, place):
     keeper.delete(POOL, DISK)
     (outcome,) = keeper.reconcile()
     assert (outcome.acted, outcome.retry) == (True, False)
-    assert keeper.gone(POOL)
+    assert keeper.gone(POOL), keeper.told()
     assert keeper.gone(DISK)
     assert not place.exists()
     assert "DeletionRefused" not in keeper.reasons(POOL)
@@ -295,7 +295,7 @@ def test_what_a_stranger_made_is_never_deleted(keeper, place):
     assert place.owner()["origin"] == "Adopted"
     keeper.delete(POOL)
     keeper.settle()
-    assert keeper.gone(POOL)
+    assert keeper.gone(POOL), keeper.told()
     assert place.exists()
 
 
@@ -351,6 +351,8 @@ def test_a_backing_that_has_gone_is_neither_made_anew_nor_taken_for_deleted(keep
 
 def test_an_empty_stand_in_for_a_lost_backing_is_not_taken_for_it(keeper, place):
     needs(place, Operation.BUILD)
+    if not place.has_stand_in:
+        pytest.skip(f"nothing takes the place of a hidden pool of type {place.type.name}")
     start(keeper, place, disk(place, recreation="IfMissing"))
     place.hide()
     place.plant_backing()  # as the mount point beneath a lost mount
@@ -383,7 +385,7 @@ def test_a_lost_pool_can_be_let_go_while_it_is_lost(keeper, place):
     keeper.settle()
     keeper.delete(POOL, DISK)
     keeper.settle()
-    assert keeper.gone(POOL)
+    assert keeper.gone(POOL), keeper.told()
     assert keeper.gone(DISK)
 
 
@@ -461,16 +463,52 @@ def opened(keeper, *, write=False):
     return examined.backend.open_volume(examined.pool, found.volume, write=write)
 
 
-@pytest.mark.operation("kill -9")
-def test_a_kill_between_any_two_steps_converges(place, tmp_path):
+def mortal(place):
+    """A pool and a volume that go with all that they stand on, where the type allows it."""
     declared = disk(place, format=place.resizable, **place.sparse)
     if Operation.DELETE_VOLUME in place.type.operations:
         declared["spec"]["deletionPolicy"] = "Delete"
     policy = "Delete" if Operation.DELETE in place.type.operations else "Undefine"
-    made = killing.at_every_step(
-        tmp_path / "making",
-        lambda keeper: start(keeper, place, declared, deletionPolicy=policy),
+    return place.declaration("images", deletionPolicy=policy), declared
+
+
+def make(keeper, *documents):
+    keeper.apply(*documents)
+    keeper.settle()
+
+
+def delete(keeper):
+    keeper.delete(*(key for key in (POOL, DISK) if not keeper.gone(key)))
+    keeper.settle()
+
+
+def assert_gone(keeper, place):
+    assert keeper.gone(POOL), keeper.told()
+    assert keeper.gone(DISK)
+    assert Operation.DELETE not in place.type.operations or not place.exists()
+
+
+@pytest.mark.operation("kill -9")
+def test_making_survives_a_kill_between_any_two_steps(place, tmp_path):
+    documents = mortal(place)
+    kills = killing.at_every_step(
+        tmp_path / "state",
+        lambda keeper: make(keeper, *documents),
         finished=lambda keeper: keeper.assert_ready(POOL, DISK),
-        undone=lambda keeper: (keeper.delete(POOL, DISK), keeper.settle()),
+        undone=delete,
+        commands_only=place.lab,
     )
-    assert made > 3
+    assert kills > 0
+
+
+@pytest.mark.operation("kill -9")
+def test_deleting_survives_a_kill_between_any_two_steps(place, tmp_path):
+    documents = mortal(place)
+    kills = killing.at_every_step(
+        tmp_path / "state",
+        delete,
+        prepared=lambda keeper: make(keeper, *documents),
+        finished=lambda keeper: assert_gone(keeper, place),
+        commands_only=place.lab,
+    )
+    assert kills > 0

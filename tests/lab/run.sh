@@ -32,7 +32,8 @@ echo "${prepared##* }" >"$output/python"
 
 tail -n +1 -f "$output/log" &
 tail=$!
-trap 'kill $tail 2>/dev/null' EXIT
+guest=
+trap 'kill $tail 2>/dev/null; [ -z "$guest" ] || kill -KILL $guest 2>/dev/null' EXIT
 trap 'exit 130' INT TERM
 
 # Mounts and processes end with these namespaces, also when this script is killed.
@@ -47,7 +48,10 @@ PROJECT=$PWD ROOT=$root OUTPUT=$output unshare --mount --pid --fork --kill-child
         linux.uml "mem=$1" root=/dev/root rootfstype=hostfs ro quiet con=null con0=null,fd:1 \
         init=/bin/sh -- /lab/project/tests/lab/init.sh
 ' "${POOLKEEPER_LAB_DEADLINE:-2400}" "${POOLKEEPER_LAB_MEMORY:-3G}" \
-    </dev/null >"$output/console" 2>&1 8>&- || ended=$?
+    </dev/null >"$output/console" 2>&1 8>&- &
+guest=$!
+wait $guest || ended=$?
+guest=
 
 sleep 0.2
 if [ ! -s "$output/status" ]; then

@@ -1,0 +1,66 @@
+"""Names and command lines of logical volumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from backends import names
+from backends.base import Pool, Volume
+from backends.host import lvm
+from backends.host.lvm import LogicalVolume, VolumeGroup
+from backends.sizes import round_up
+
+THIN_POOL = "thin-pool"
+"""Name of a pool's thin pool where none is declared."""
+
+SECTOR = 512
+
+
+def path_of(group: VolumeGroup, name: str) -> str:
+    return f"/dev/{group.name}/{name}"
+
+
+def staged_name(volume: Volume) -> str:
+    """The reserved name under which a volume is made; short, as device mapper's names are."""
+    return f"{names.RESERVED_PREFIX}.{volume.uid.replace('-', '')[:16]}"
+
+
+def size_arguments(size: int, option: str = "--size") -> tuple[str, str]:
+    return (option, f"{round_up(size, SECTOR)}b")
+
+
+def is_thin(pool: Pool) -> bool:
+    """Whether new volumes of the pool take their space as they are written."""
+    return getattr(pool.source, "provisioning", "Thick") == "Thin"
+
+
+def thin_pool_name(pool: Pool) -> str:
+    wanted = getattr(pool.source, "thin_pool", None)
+    return wanted.name if wanted is not None else THIN_POOL
+
+
+def creation(pool: Pool, volume: Volume, origin: LogicalVolume | None) -> tuple[str, ...]:
+    """The command that makes a volume under its reserved name, with its tags.
+
+    An origin makes a snapshot. In a pool for thick volumes an allocation below the capacity makes
+    what libvirt makes of it: a snapshot of nothing, with that much space.
+    """
+    group, capacity = pool.source_name, volume.capacity or 0
+    common = ("--yes", "--name", staged_name(volume), *lvm.marking(volume.mark("Created")))
+    if volume.backing_path is not None:
+        place = f"{group}/{Path(volume.backing_path).name}"
+        if origin is not None and origin.thin:
+            thin = ("--snapshot", "--setactivationskip", "n")
+            return ("lvcreate", *thin, *common, place)
+        space = volume.spec.allocation or capacity or (origin.capacity if origin else 0)
+        return ("lvcreate", "--snapshot", *size_arguments(space), *common, place)
+    if is_thin(pool):
+        size = size_arguments(capacity, "--virtualsize")
+        kind = ("--type", "thin", "--thinpool", thin_pool_name(pool))
+        return ("lvcreate", *kind, *size, *common, group)
+    allocation = volume.spec.allocation
+    if allocation is not None and allocation < capacity:
+        virtual = size_arguments(capacity, "--virtualsize")
+        space_for_data = size_arguments(allocation or SECTOR)
+        return ("lvcreate", "--type", "snapshot", *space_for_data, *virtual, *common, group)
+    return ("lvcreate", "--wipesignatures", "y", *size_arguments(capacity), *common, group)
