@@ -98,14 +98,16 @@ def test_what_is_there_is_overwritten_only_by_name_and_never_while_in_use(
     keeper: Keeper, device: Spares, tmp_path: Path
 ) -> None:
     used, idle = device(64 * MIB), device(64 * MIB)
+    point = tmp_path / "point"
+    point.mkdir()
     for item in (used, idle):
         run("mkfs.ext4", "-q", item)
-    run("mount", used, tmp_path)
+    run("mount", used, point)
     overwrite = {"policy": "Overwrite", "confirm": "fast"}
     start(keeper, fast(used, idle, build=overwrite))
     assert str(used) in keeper.assert_stalled(POOL, "OverwriteRefused")
     assert "ext4" in run("blkid", used)
-    run("umount", tmp_path)
+    run("umount", point)
     start(keeper, fast(used, idle, build=overwrite, suspend=False))
     keeper.annotate(POOL, requested_at="again")
     keeper.settle()
@@ -115,9 +117,11 @@ def test_what_is_there_is_overwritten_only_by_name_and_never_while_in_use(
 def test_a_refresh_of_many_volumes_runs_at_most_two_commands(
     keeper: Keeper, device: Spares
 ) -> None:
-    start(keeper, fast(device(1100 * MIB)))
-    for number in range(200):
-        run("lvcreate", "-q", "-an", "--yes", "-Zn", "-n", f"lv{number}", "-L", "4M", GROUP)
+    spare = device(1100 * MIB)
+    run("vgcreate", "-q", GROUP, spare)
+    create = ["lvcreate -an -Zn -Wn -n lv%d -l 1 %s" % (number, GROUP) for number in range(200)]
+    run("lvm", input="\n".join([*create, "quit"]).encode())  # one process for all of them
+    start(keeper, fast(spare))
     keeper.reconcile()
     before = commands.spawned()
     keeper.reconcile()
@@ -287,17 +291,19 @@ def test_less_allocation_than_capacity_is_a_snapshot_of_nothing(
 def test_who_holds_a_volume_is_named_and_nothing_is_done(
     keeper: Keeper, device: Spares, tmp_path: Path
 ) -> None:
+    point = tmp_path / "point"
+    point.mkdir()
     start(keeper, fast(device(64 * MIB)), disk(deletion_policy="Delete"))
     run("mkfs.ext2", "-q", path())
-    run("mount", path(), tmp_path)
+    run("mount", path(), point)
     start(keeper, fast(keeper_device(keeper), state="Inactive"))
-    assert str(tmp_path) in keeper.assert_retrying(POOL, "InUse")
+    assert str(point) in keeper.assert_retrying(POOL, "InUse")
     assert keeper.get(POOL).status.state == "Running"
     start(keeper, fast(keeper_device(keeper)))
     keeper.delete(DISK)
     keeper.settle()
-    assert str(tmp_path) in keeper.assert_retrying(DISK, "InUse")
-    run("umount", tmp_path)
+    assert str(point) in keeper.assert_retrying(DISK, "InUse")
+    run("umount", point)
     keeper.settle()
     assert keeper.gone(DISK)
 
@@ -312,7 +318,7 @@ def test_two_groups_of_one_name_are_told_by_uuid(keeper: Keeper, device: Spares)
     start(keeper, fast())
     message = keeper.assert_retrying(POOL, "Inaccessible")
     assert uuids[0] in message
-    assert "vgrename" in message
+    assert "Several volume groups" in message
     run("vgremove", "-q", "--select", f"vg_uuid={uuids[0]}")
     keeper.settle()
     keeper.assert_ready(POOL)
@@ -341,7 +347,6 @@ def test_a_group_that_lost_a_device_is_degraded_and_comes_back(
     assert status.volumes.total == 1
     keeper.assert_ready(DISK)
     cables[1].mend()
-    run("vgextend", "-q", "--restoremissing", GROUP, cables[1].device)
     keeper.settle()
     assert keeper.get(POOL).status.state == "Running"
     keeper.assert_ready(POOL, DISK)
