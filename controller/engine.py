@@ -12,7 +12,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from backends import errors
 from backends.base import Backend, BackendContext, Pool, Presence, Verb, VolumeFacts, Work
@@ -77,14 +77,6 @@ IDLE = 3600.0
 
 _DELETING = frozenset({Verb.WIPE_VOLUME, Verb.DELETE_VOLUME})
 """What a job may go on with once its resource is being deleted."""
-
-
-@dataclass(slots=True)
-class _Summary:
-    """Statuses of a pass over a pool's volumes, and what the store refused of them."""
-
-    volumes: list[StatusBase] = field(default_factory=list)
-    refused: list[errors.StorageError] = field(default_factory=list)
 
 
 class Engine:
@@ -169,19 +161,14 @@ class Engine:
         self._cancel_needless(found)
         if self._apply_volumes(found, failures):
             found = self.examiner.examine_pool(world, name)
-<<<<<<< HEAD
             self._examine_volumes(world, found)
-=======
-            self.examiner.examine_volumes(world, found)
-        due = self.operations.carry_on(world, found)
-        # Before the pool goes: without it a volume that is going can't be told from a lost one.
-        summary = self._summarise_volumes(found, failures)
->>>>>>> 94fd450 (Pools on volume groups: thick, thin and snapshot volumes, cleared before they are seen; deleted volumes are let go before their pool)
         if deleting:
             _wait_for_volumes(found)
             attempted |= _pending(found)
+            self._let_volumes_go(found, failures)
             self._apply_pool(found, failures)
-        self._summarise_pool(found, failures, summary)
+        due = self.operations.carry_on(world, found)
+        self._summarise(found, failures)
         self._adopt_discovered(found)
         left = _pending(found) | _refused(found) | _under_way(found) | failures.keys()
         acted = bool(attempted - left)
@@ -378,9 +365,9 @@ class Engine:
         self.cancel.set()
         self.jobs.stop()
 
-    def _summarise_volumes(
+    def _summarise(
         self, found: PoolExamination, failures: dict[Key, list[errors.StorageError]]
-    ) -> _Summary:
+    ) -> None:
         moment = now()
         facts = found.facts
         for item in found.volumes:
@@ -391,7 +378,8 @@ class Engine:
             if publication.problem is not None and self._publisher.serves:
                 failures.setdefault(key, []).append(publication.problem)
         readable = facts is not None and facts.presence is Presence.PRESENT
-        summary = _Summary()
+        told: list[StatusBase] = []
+        refused: list[errors.StorageError] = []
         for examined in found.volumes:
             observed = None
             if examined.volume is not None and facts is not None:
@@ -407,7 +395,6 @@ class Engine:
                 job=examined.job,
                 now=moment,
             )
-<<<<<<< HEAD
             status = published(
                 examined.resource, status, publications.get(examined.resource.key), now=moment
             )
@@ -418,36 +405,13 @@ class Engine:
             own_status = self._pool_status(found, failures, moment)
             refused += self._settled(found.own, own_status, failures)
         type = found.own.resource.spec.type if found.own is not None else ""
-=======
-            summary.volumes.append(status)
-            summary.refused += self._settled(examined, status, failures)
-        return summary
-
-    def _summarise_pool(
-        self,
-        found: PoolExamination,
-        failures: dict[Key, list[errors.StorageError]],
-        summary: _Summary,
-    ) -> None:
-        """:raises errors.StorageError: the store refused a status of the pass."""
-        own_status, type = None, ""
-        if found.own is not None:
-            type = found.own.resource.spec.type
-            own_status = self._pool_status(found, failures, now())
-            summary.refused += self._settled(found.own, own_status, failures)
->>>>>>> 94fd450 (Pools on volume groups: thick, thin and snapshot volumes, cleared before they are seen; deleted volumes are let go before their pool)
         self.observer.looked(
-            Look(name=found.name, type=type, status=own_status, volumes=tuple(summary.volumes))
+            Look(name=found.name, type=type, status=own_status, volumes=tuple(told))
         )
-<<<<<<< HEAD
         if any(item.withdrawn for item in publications.values()):
             self._keep_finalizers(self.world(), found.name)
         if refused:
             raise refused[0]
-=======
-        if summary.refused:
-            raise summary.refused[0]
->>>>>>> 94fd450 (Pools on volume groups: thick, thin and snapshot volumes, cleared before they are seen; deleted volumes are let go before their pool)
 
     def _adopt_discovered(self, found: PoolExamination) -> None:
         """Declare what nobody declared, where the pool's ``discovery`` is Adopt."""
@@ -528,6 +492,18 @@ class Engine:
             log.error("%s: %s", examined.resource.key, error)
             return [error]
         return []
+
+    def _let_volumes_go(
+        self, found: PoolExamination, failures: dict[Key, list[errors.StorageError]]
+    ) -> None:
+        """Release volumes that are gone before their pool goes: after a kill in between, they could
+        not be told from lost ones without it, and it would wait for them."""
+        for item in found.volumes:
+            resource, plan = item.resource, item.plan
+            undone = plan.refusals or plan.actions or resource.key in failures
+            # One that is published has to be withdrawn first, which the summary does.
+            if resource.deleting and not undone and resource.spec.publish is None:
+                self.store.remove_finalizer(resource.key, uid=resource.metadata.uid)
 
     def _settle(
         self,

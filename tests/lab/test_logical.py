@@ -119,7 +119,7 @@ def test_a_refresh_of_many_volumes_runs_at_most_two_commands(
 ) -> None:
     spare = device(1100 * MIB)
     run("vgcreate", "-q", GROUP, spare)
-    create = ["lvcreate -an -Zn -Wn -n lv%d -l 1 %s" % (number, GROUP) for number in range(200)]
+    create = [f"lvcreate -an -Zn -Wn -n lv{item} -l 1 {GROUP}" for item in range(200)]
     run("lvm", input="\n".join([*create, "quit"]).encode())  # one process for all of them
     start(keeper, fast(spare))
     keeper.reconcile()
