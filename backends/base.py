@@ -232,6 +232,8 @@ class Pool:
     :param resource: the declaring resource, ``StoragePool/images``.
     :param formats: declared formats by volume name. What a guest wrote into a volume that is
         declared raw is never taken for a header.
+    :param encrypted: names of the volumes that are declared encrypted. A LUKS header in another
+        raw volume is its guest's.
     """
 
     uid: str
@@ -240,6 +242,7 @@ class Pool:
     spec: PoolSpecBase
     type: PoolType
     formats: Mapping[str, str | None] = field(default_factory=dict)
+    encrypted: frozenset[str] = frozenset()
 
     def mark(self, origin: Origin) -> Mark:
         return Mark(uid=self.uid, resource=self.resource, origin=origin)

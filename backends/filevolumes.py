@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 from backends import errors, filecontents, filling, names
@@ -32,8 +32,9 @@ from backends.filecontents import HEADERLESS
 from backends.host import attributes, commands, files, mounts
 from backends.host.files import Directory, Kind
 from backends.host.marks import Mark, Origin
-from backends.images import creating, probing
+from backends.images import creating, encrypting, probing
 from backends.images.creating import ImageRequest
+from backends.images.encrypting import CommandSecrets
 from backends.images.formats import FORMATS, same
 from backends.sizes import MIB
 from backends.spec import Permissions
@@ -138,7 +139,7 @@ class FileVolumes(Backend):
             )
             if is_directory:
                 return basic
-            if declared in HEADERLESS:
+            if declared in HEADERLESS and name not in pool.encrypted:
                 return replace(basic, header_format=_header_format(directory, name))
             return self._with_header(directory, basic, declared)
         except errors.NotFound:
@@ -182,15 +183,12 @@ class FileVolumes(Backend):
         if super().takes_long(verb, pool, volume):
             return True
         written = volume.spec.preallocation == "Full" and (volume.capacity or 0) > QUICKLY_WRITTEN
-        return written and verb is Verb.CREATE_VOLUME
+        # To turn a passphrase into a key is made to take seconds.
+        slow = written or volume.spec.encryption is not None
+        return slow and verb is Verb.CREATE_VOLUME
 
     def check_volume(self, pool: Pool, volume: Volume) -> None:
         names.check_name(volume.name, what="volume name")
-        if volume.spec.encryption is not None:
-            raise errors.Unsupported(
-                f"This release can't make the encrypted volume {volume.name!r}.",
-                hint="Existing encrypted images are reported and can be adopted.",
-            )
         filling.check(volume)
         if volume.format != "dir":
             unknown = MIB if filling.has_source(volume) else 0
@@ -212,8 +210,14 @@ class FileVolumes(Backend):
             shrink, format = verb is Verb.SHRINK_VOLUME, volume.format or "raw"
             allocate = volume.spec.resize.allocate and not shrink
             creating.check_resize(format, shrink=shrink, allocate=allocate)
+            secret = encrypting.PASSPHRASE if volume.spec.encryption is not None else ()
             return creating.resize_commands(
-                format, path, volume.capacity, shrink=shrink, allocate=allocate
+                format,
+                path,
+                volume.capacity,
+                shrink=shrink,
+                allocate=allocate,
+                secret=secret,
             )
         return ()
 
@@ -318,12 +322,14 @@ class FileVolumes(Backend):
     def _make_image(
         self, stage: Directory, temporary: str, volume: Volume, capacity: int, work: Work
     ) -> None:
-        creating.create(
-            _request(volume, capacity),
-            stage.path_for_commands(temporary),
-            self._runner(stage.pass_fds, work),
-            checkpoint=work.checkpoint(capacity),
-        )
+        with self._passphrase(volume) as secrets:
+            creating.create(
+                _request(volume, capacity),
+                stage.path_for_commands(temporary),
+                self._runner((*stage.pass_fds, *secrets.pass_fds), work),
+                checkpoint=work.checkpoint(capacity),
+                secrets=secrets,
+            )
         work.report(Progress(done=capacity, total=capacity))
 
     def _make_filled(self, stage: Directory, temporary: str, volume: Volume, work: Work) -> None:
@@ -349,6 +355,11 @@ class FileVolumes(Backend):
             staged = replace(volume, name=temporary)
             with filecontents.opened(stage, staged, self.context.marks, write=True) as target:
                 filling.fill(volume, source, target, self.context, work)
+
+    def _passphrase(self, volume: Volume) -> AbstractContextManager[CommandSecrets]:
+        """The volume's passphrase for commands; none where it is not encrypted."""
+        secret = filling.passphrase(volume, self.context)
+        return encrypting.secrets_for_commands(**{encrypting.SECRET_ID: secret})
 
     def _runner(self, pass_fds: Sequence[int], work: Work) -> creating.Run:
         def run(argv: Sequence[str]) -> None:
@@ -379,8 +390,12 @@ class FileVolumes(Backend):
     def resize_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
         if volume.capacity is None:
             return
-        with self._open(pool) as directory, self._opened_image(directory, volume) as image:
-            path, pass_fds = image
+        with (
+            self._open(pool) as directory,
+            self._opened_image(directory, volume) as image,
+            self._passphrase(volume) as secrets,
+        ):
+            path, pass_fds, header = image
             self._require_ours(directory, volume)
             observed = self._observe_entry(
                 pool, directory, volume.name, directory.stat(volume.name)
@@ -392,22 +407,37 @@ class FileVolumes(Backend):
                 volume.capacity,
                 shrink=shrink,
                 allocate=volume.spec.resize.allocate and not shrink,
-                run=self._runner(pass_fds, work),
+                run=self._runner((*pass_fds, *secrets.pass_fds), work),
                 checkpoint=work.checkpoint(volume.capacity),
+                header=header,
+                secrets=secrets,
             )
 
     @contextmanager
     def _opened_image(
         self, directory: Directory, volume: Volume
-    ) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """A path to an existing image, and the descriptors that lead there."""
-        if volume.format in HEADERLESS:
-            yield directory.path_for_commands(volume.name), directory.pass_fds
+    ) -> Iterator[tuple[str, tuple[int, ...], int]]:
+        """A path to an existing image, the descriptors that lead there, and the bytes before its
+        contents."""
+        plain = volume.spec.encryption is None
+        if volume.format in HEADERLESS and plain:
+            yield directory.path_for_commands(volume.name), directory.pass_fds, 0
             return
         fd = directory.open_file(volume.name, os.O_RDWR)
         try:
             header = probing.probe(fd)
-            yield filecontents.path_for_commands(directory, fd, volume.name, header)
+            if not plain and header.encryption is None:
+                raise errors.FormatChanged(
+                    f"{directory.shown(volume.name)} is declared to be encrypted, and its header "
+                    "shows no encryption.",
+                    hint="Something else wrote to it.",
+                )
+            if volume.format in HEADERLESS:
+                by_name = directory.path_for_commands(volume.name)
+                yield by_name, directory.pass_fds, header.payload_offset or 0
+                return
+            path, pass_fds = filecontents.path_for_commands(directory, fd, volume.name, header)
+            yield path, pass_fds, 0
         finally:
             os.close(fd)
 
@@ -572,6 +602,7 @@ def _request(volume: Volume, capacity: int) -> ImageRequest:
         extended_l2=bool(features and features.extended_l2),
         backing_path=volume.backing_path,
         backing_format=volume.backing_format,
+        encryption=spec.encryption,
     )
 
 

@@ -85,10 +85,11 @@ class World:
     def declare_pool(self, resource: AnyResource) -> Pool:
         """The pool as its backend sees it."""
         kind = pool_type(resource.spec.type)
+        claims = self._first_claims.get(resource.metadata.name, {})
         formats = {
-            name: item.spec.format or kind.default_volume_format
-            for name, item in self._first_claims.get(resource.metadata.name, {}).items()
+            name: item.spec.format or kind.default_volume_format for name, item in claims.items()
         }
+        encrypted = (name for name, item in claims.items() if item.spec.encryption is not None)
         return Pool(
             uid=resource.metadata.uid,
             resource=str(resource.key),
@@ -96,6 +97,7 @@ class World:
             spec=resource.spec,
             type=kind,
             formats=formats,
+            encrypted=frozenset(encrypted),
         )
 
     def declare_volume(self, resource: AnyResource, pool: Pool, backend: Backend) -> Volume:

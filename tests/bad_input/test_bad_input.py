@@ -374,11 +374,15 @@ REFUSED = (
         one(volume(format="qcow2", compat="'0.10'", features="{lazyRefcounts: true}")),
         ("lazy_refcounts needs compat 1.1",),
     ),
-    Row("an encrypted volume", one(volume(encryption="{format: luks}")), ("encrypted",)),
+    Row(
+        "an encrypted volume without a secret",
+        one(volume(encryption="{format: luks}")),
+        ("exactly one secret",),
+    ),
     Row(
         "a source",
-        one(volume(source="{http: {url: 'http://127.0.0.1:9/x'}}")),
-        ("can't fill volume 'bad' from a source",),
+        one(volume(source="{http: {url: 'http://127.0.0.1:9/x', format: dir}}")),
+        ("dir",),
     ),
     Row("a format of partitions", one(volume(format="linux")), ("no volumes of format 'linux'",)),
     Row("a format that is only read", one(volume(format="bochs")), ("'bochs' can't be made",)),
