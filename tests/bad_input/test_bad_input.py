@@ -382,7 +382,7 @@ REFUSED = (
     Row(
         "a source",
         one(volume(source="{http: {url: 'http://127.0.0.1:9/x', format: dir}}")),
-        ("dir",),
+        ("An image of format dir can't be read",),
     ),
     Row("a format of partitions", one(volume(format="linux")), ("no volumes of format 'linux'",)),
     Row("a format that is only read", one(volume(format="bochs")), ("'bochs' can't be made",)),
