@@ -67,8 +67,15 @@ def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     outcomes = config.stash[OUTCOMES]
-    if not spare.IN_GUEST or not outcomes:
+    different = list(table.differences(outcomes, table.kept(table.PAGE.read_text())))
+    if not different and not (spare.IN_GUEST and outcomes):
         return
     terminalreporter.section("contract")
-    for line in table.render(outcomes):
+    for line in [*table.render(outcomes), *different]:
         terminalreporter.write_line(line)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    outcomes = session.config.stash[OUTCOMES]
+    if list(table.differences(outcomes, table.kept(table.PAGE.read_text()))):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -4,11 +4,17 @@ import os
 
 import pytest
 
-from backends.base import Backend, Operation
+from backends import errors
+from backends.base import Operation, Work
 from backends.host import commands
+from backends.images.transferring import Hole
 from backends.registry import pool_types
 from backends.sizes import MIB
+from controller import contents
+from controller.admitting import Target
+from controller.contents import Selection
 from tests import killing
+from tests.contract import table
 from tests.contract.candidate import all_candidates
 from tests.keeper import pool_key, volume, volume_key
 
@@ -42,6 +48,10 @@ def start(keeper, place, *volumes, **spec):
 
 def test_every_type_that_has_a_backend_is_tried():
     assert {name for name, item in pool_types().items() if item.backend} == set(all_candidates())
+
+
+def test_the_page_tells_what_the_types_promise():
+    assert table.block() in table.PAGE.read_text()
 
 
 @pytest.mark.operation("build")
@@ -442,25 +452,87 @@ def test_a_volume_that_the_pool_has_no_room_for_is_refused_and_leaves_nothing(ke
     keeper.assert_ready(POOL)
 
 
-def test_what_is_written_to_a_volume_is_read_from_it(keeper, place):
-    start(keeper, place, disk(place, format=place.allocated))
-    keeper.assert_ready(DISK)
-    if type(keeper.engine.examiner.backend(place.type.name)).open_volume is Backend.open_volume:
-        pytest.skip(f"contents of volumes of type {place.type.name} are not reached")
-    written = os.urandom(8192)
-    with opened(keeper, write=True) as contents:
-        assert contents.capacity == 4 * MIB
-        os.pwrite(contents.fd, written, 65536)
-        os.fsync(contents.fd)
-    with opened(keeper) as contents:
-        assert os.pread(contents.fd, len(written), 65536) == written
+def target(keeper):
+    """The one declared volume, to be worked on."""
+    (examined,) = keeper.plans()
+    (found,) = examined.volumes
+    return Target(
+        resource=found.resource,
+        pool=examined.pool,
+        volume=found.volume,
+        facts=examined.facts.volumes[found.volume.name],
+        backend=examined.backend,
+    )
 
 
 def opened(keeper, *, write=False):
     """The contents of the one declared volume, by way of its backend."""
-    (examined,) = keeper.plans()
-    (found,) = examined.volumes
-    return examined.backend.open_volume(examined.pool, found.volume, write=write)
+    found = target(keeper)
+    return found.backend.open_volume(found.pool, found.volume, write=write)
+
+
+def put(keeper, data, offset):
+    with opened(keeper, write=True) as opening:
+        os.pwrite(opening.fd, data, offset)
+        os.fsync(opening.fd)
+
+
+@pytest.mark.operation("wipe")
+def test_a_wiped_volume_reads_as_zeros(keeper, place):
+    needs(place, Operation.WIPE_VOLUME)
+    start(keeper, place, disk(place, format=place.allocated))
+    put(keeper, b"secret", 3 * MIB)
+    contents.wipe(target(keeper), "zero", Work())
+    with opened(keeper) as opening:
+        assert os.pread(opening.fd, 4 * MIB, 0).count(0) == 4 * MIB
+    keeper.reconcile()
+    keeper.assert_ready(DISK)
+
+
+@pytest.mark.operation("upload")
+def test_what_is_uploaded_is_what_is_there(keeper, place):
+    needs(place, Operation.UPLOAD)
+    start(keeper, place, disk(place, format=place.allocated))
+    put(keeper, b"former" * 1000, 0)
+    contents.write(target(keeper), Selection(), [b"begin", Hole(MIB), b"end"], Work())
+    with opened(keeper) as opening:
+        assert os.pread(opening.fd, MIB + 8, 0) == b"begin" + bytes(MIB) + b"end"
+    with pytest.raises(errors.OutOfRange):
+        contents.write(target(keeper), Selection(offset=4 * MIB - 1), [b"two"], Work(), expected=3)
+
+
+@pytest.mark.operation("download")
+def test_what_is_downloaded_is_what_is_there(keeper, place):
+    needs(place, Operation.DOWNLOAD)
+    start(keeper, place, disk(place, format=place.allocated))
+    put(keeper, b"written", MIB)
+    got = bytearray()
+
+    def take(piece):
+        got.extend(bytes(piece.length) if isinstance(piece, Hole) else piece)
+
+    selection = Selection(offset=MIB - 1, length=9)
+    with contents.source(target(keeper), selection) as (opening, span):
+        contents.read(opening, span, selection, Work(), take)
+    assert bytes(got) == b"\0written\0"
+
+
+@pytest.mark.operation("clone")
+def test_a_clone_has_the_contents_of_its_source(keeper, place):
+    needs(place, Operation.CLONE_VOLUME)
+    start(keeper, place, disk(place, format=place.allocated))
+    put(keeper, b"original", 2 * MIB)
+    clone = {"clone": {"volumeRef": {"name": "disk"}}}
+    keeper.apply(volume("copy", "images", capacity="8Mi", format=place.allocated, source=clone))
+    keeper.settle()
+    assert keeper.engine.jobs.idle(120)
+    keeper.settle()
+    keeper.assert_ready(volume_key("copy"))
+    keeper.delete(DISK)
+    keeper.settle()
+    with opened(keeper) as opening:
+        found = os.pread(opening.fd, 8 * MIB, 0)
+    assert found == bytes(2 * MIB) + b"original" + bytes(6 * MIB - 8)
 
 
 def mortal(place):
