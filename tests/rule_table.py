@@ -137,6 +137,13 @@ GOOD_POOLS = (
             "format: nfs, protocolVersion: '4.2', mountOptions: [soft]}"
         ),
     ),
+    Case(
+        "a share with a user",
+        pool(
+            f"type: netfs, target: {{path: /mnt/a}}, netfs: {{{HOST}, directory: share, "
+            "format: cifs, auth: {username: u, domain: d, secretRef: {name: a}}}"
+        ),
+    ),
     Case("a logical pool with no word more", pool("type: logical")),
     Case(
         "a logical pool",
@@ -231,6 +238,14 @@ BAD_POOLS = (
          pool(f"type: netfs, target: {{path: /a}}, netfs: {{{HOST}, directory: /b, format: cifs, "
               "protocolVersion: '3'}"),
          ("protocolVersion is only for formats nfs and auto",)),
+    Case("a user for NFS",
+         pool(f"type: netfs, target: {{path: /a}}, netfs: {{{HOST}, directory: /b, format: nfs, "
+              "auth: {username: u, secretRef: {name: a}}}"),
+         ("auth is only for format cifs",)),
+    Case("a password among mount options",
+         pool(f"type: netfs, target: {{path: /a}}, netfs: {{{HOST}, directory: /b, format: cifs, "
+              "mountOptions: ['password=s']}"),
+         ("a secret never stands in mountOptions",)),
     Case("a protocol version without quotes",
          pool(f"type: netfs, target: {{path: /a}}, netfs: {{{HOST}, directory: /b, "
               "protocolVersion: 4.2}"),

@@ -190,6 +190,11 @@ def _repair_adapter(draw: st.DrawFn, drawn: Object, properties: Properties) -> N
 def _repair_netfs(draw: st.DrawFn, drawn: Object, properties: Properties) -> None:
     if drawn.get("format") not in (None, "auto", "nfs"):
         drawn.pop("protocolVersion", None)
+    if drawn.get("format") != "cifs":
+        drawn.pop("auth", None)
+    options = drawn.get("mountOptions")
+    if isinstance(options, list):
+        drawn["mountOptions"] = [item for item in options if not item.startswith(("pass", "cred"))]
 
 
 def _repair_encryption(draw: st.DrawFn, drawn: Object, properties: Properties) -> None:
