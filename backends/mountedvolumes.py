@@ -85,16 +85,20 @@ class MountedVolumes(FileVolumes):
                 return self.observe_unmounted(pool)
             if wrong:
                 return PoolFacts(presence=Presence.UNREACHABLE, detail=wrong)
-            return self.observe_mounted(pool, mount)
         except errors.StorageError as error:
             return PoolFacts(presence=Presence.UNREACHABLE, detail=str(error).rstrip("."))
+        try:
+            return self.observe_mounted(pool, mount)
+        except errors.StorageError as error:
+            detail = str(error).rstrip(".")
+            return PoolFacts(presence=Presence.UNREACHABLE, detail=detail, active=True)
 
     def observe_mounted(self, pool: Pool, mount: Mount) -> PoolFacts:
         facts = mounts.bounded(
             lambda: super(MountedVolumes, self).observe(pool), LOOK_SECONDS, key=_mount_key(pool)
         )
-        if facts.presence is Presence.ABSENT:  # it was unmounted in between
-            return replace(facts, presence=Presence.UNREACHABLE)
+        if facts.presence is not Presence.PRESENT:  # absent where it was unmounted in between
+            return replace(facts, presence=Presence.UNREACHABLE, active=True)
         missing = [item for item in SAFE_OPTIONS if item not in mount.options]
         warnings = facts.warnings
         asked = self.request(pool).options

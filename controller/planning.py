@@ -197,6 +197,9 @@ def plan_pool(
     if _replaced(pool, facts, history):
         history = replace(history, built=False)
     if facts.presence is Presence.UNREACHABLE:
+        if facts.active and _is_to_stop(pool):
+            draft.act(Verb.STOP_POOL, f"It is to be inactive, and can't be read: {facts.detail}.")
+            return draft.finish()
         draft.refusals.append(
             errors.Inaccessible(
                 f"Pool {pool.name!r} can't be reached: {facts.detail}.",
@@ -224,6 +227,10 @@ def plan_pool(
     if facts.growth and present:
         draft.act(Verb.GROW_POOL, facts.growth)
     return _plan_state(draft, facts, history)
+
+
+def _is_to_stop(pool: Pool) -> bool:
+    return pool.spec.state is PoolState.INACTIVE and pool.spec.adoption is not Adoption.OBSERVE
 
 
 def _other_devices(pool: Pool, facts: PoolFacts, history: PoolHistory) -> list[errors.StorageError]:

@@ -172,3 +172,12 @@ def test_another_device_that_is_declared_is_taken_as_a_new_one(scene):
     same = scene.facts(mark=None, data_found="an ext4 file system", devices=(KNOWN,))
     (refusal,) = planned(scene, on_device("S1"), same, history).refusals
     assert "destroy it" in refusal.hint
+
+
+def test_a_pool_that_can_not_be_read_can_still_be_stopped(scene):
+    facts = PoolFacts(presence=Presence.UNREACHABLE, detail="it gives errors", active=True)
+    stopped = on_device(state="Inactive")
+    assert verbs(planned(scene, stopped, facts, scene.history())) == [Verb.STOP_POOL]
+    assert not planned(scene, on_device(), facts, scene.history()).actions
+    idle = PoolFacts(presence=Presence.UNREACHABLE, detail="it gives errors", active=False)
+    assert planned(scene, stopped, idle, scene.history()).refusals

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,14 @@ from tests.contract.candidates.dir import Candidate as Dir
 from tests.keeper import pool, tree
 from tests.lab import servers
 from tests.lab.spare import Spares, run
+from tests.lab.targets import wait_until
 
 _numbers = itertools.count()
+
+
+def hanging() -> list[str]:
+    """Looks of this process that a server has not answered yet."""
+    return [item.name for item in threading.enumerate() if item.name.startswith("bounded pool")]
 
 
 class Candidate(Dir):
@@ -31,7 +38,7 @@ class Candidate(Dir):
 
     def close(self) -> None:
         if not self._server.running:
-            self._server.start()
+            self.bring_back()
         if os.path.ismount(self._path):
             run("umount", self._path)
 
@@ -58,7 +65,9 @@ class Candidate(Dir):
         self._server.stop()
 
     def bring_back(self) -> None:
+        """Start the server, and wait until clients that hung on it have gone on."""
         self._server.start()
+        wait_until(lambda: not hanging())
 
     def exists(self) -> bool:
         return self._server.running
