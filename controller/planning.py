@@ -197,15 +197,7 @@ def plan_pool(
     if _replaced(pool, facts, history):
         history = replace(history, built=False)
     if facts.presence is Presence.UNREACHABLE:
-        if facts.active and _is_to_stop(pool):
-            draft.act(Verb.STOP_POOL, f"It is to be inactive, and can't be read: {facts.detail}.")
-            return draft.finish()
-        draft.refusals.append(
-            errors.Inaccessible(
-                f"Pool {pool.name!r} can't be reached: {facts.detail}.",
-                hint="Nothing is taken for absent; the pool is tried again.",
-            )
-        )
+        _plan_unreachable(draft, facts)
         return draft.finish()
     if pool.type.found_only:
         present = _find_backing(draft, facts)
@@ -229,8 +221,19 @@ def plan_pool(
     return _plan_state(draft, facts, history)
 
 
-def _is_to_stop(pool: Pool) -> bool:
-    return pool.spec.state is PoolState.INACTIVE and pool.spec.adoption is not Adoption.OBSERVE
+def _plan_unreachable(draft: _Draft, facts: PoolFacts) -> None:
+    """What gives nothing but errors can be stopped, and nothing else be done to it."""
+    pool, spec = draft.pool, draft.pool.spec
+    to_stop = spec.state is PoolState.INACTIVE and spec.adoption is not Adoption.OBSERVE
+    if facts.active and to_stop:
+        draft.act(Verb.STOP_POOL, f"It is to be inactive, and can't be read: {facts.detail}.")
+        return
+    draft.refusals.append(
+        errors.Inaccessible(
+            f"Pool {pool.name!r} can't be reached: {facts.detail}.",
+            hint="Nothing is taken for absent; the pool is tried again.",
+        )
+    )
 
 
 def _other_devices(pool: Pool, facts: PoolFacts, history: PoolHistory) -> list[errors.StorageError]:
