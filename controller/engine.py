@@ -565,18 +565,37 @@ def _refused(found: PoolExamination) -> set[Key]:
 
 
 def _wait_for_volumes(found: PoolExamination) -> None:
-    """Let a pool that is going stay as long as volumes in it that are going, too."""
+    """Let a pool that is going stay as long as volumes in it need it to go as they declare.
+
+    Also for those that stay: who deletes a pool with all its volumes deletes one after the other,
+    and the pool may be the first.
+    """
+    if found.own is None or found.own.plan.refusals:
+        return
     going = [
         str(item.resource.key)
         for item in found.volumes
         if item.resource.deleting and (item.plan.actions or item.plan.refusals)
     ]
-    if found.own is not None and going and not found.own.plan.refusals:
-        refusal = errors.DeletionRefused(
-            f"Pool {found.name!r} waits for volumes that are being deleted: {', '.join(going)}.",
-            hint="It goes when they have gone.",
-        )
+    staying = [
+        str(item.resource.key)
+        for item in found.volumes
+        if _made(item.resource) and item.resource.metadata.finalizers and not item.resource.deleting
+    ]
+    if going:
+        message = f"Pool {found.name!r} waits for volumes that are being deleted: "
+        hint = "It goes when they have gone."
+    else:
+        message = f"Pool {found.name!r} waits for volumes that could not be deleted without it: "
+        hint = "Delete them, or set their deletionPolicy to Retain."
+    if going or staying:
+        refusal = errors.DeletionRefused(f"{message}{', '.join(going or staying)}.", hint=hint)
         found.own.plan = Plan(refusals=(refusal,))
+
+
+def _made(resource: AnyResource) -> bool:
+    """Whether there has been something on the host that is the volume's."""
+    return resource.status.origin is not None
 
 
 def _needs_finalizer(resource: AnyResource) -> bool:

@@ -27,6 +27,7 @@ VOLUMES = {
 }
 IMAGES = [name for name, path in VOLUMES.items() if path.endswith(".qcow2")]
 EXERCISED = {
+    "examples/cluster": "../cluster/test_example_tree.py",
     "examples/host": "test_examples.py",
     "install": "../cluster/test_install.py",
     "quickstart": "test_quickstart.py",

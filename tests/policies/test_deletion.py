@@ -127,17 +127,29 @@ def test_a_volume_of_a_pool_that_nobody_declares_can_go(keeper):
     assert keeper.gone(DISK)
 
 
-def test_a_volume_whose_pool_is_no_longer_declared_waits_for_it(keeper, images):
+@pytest.mark.parametrize("policy", ["Retain", "Undefine"])
+def test_a_pool_waits_for_volumes_that_could_not_be_deleted_without_it(keeper, images, policy):
+    start(keeper, images, disk(deletion_policy="Delete"), deletion_policy=policy)
+    keeper.delete(POOL)  # of a pool and its volumes it may be the first
+    keeper.settle()
+    assert "StorageVolume/default/disk" in keeper.assert_retrying(POOL, "DeletionRefused")
+    assert (images / "disk").exists()
+    keeper.delete(DISK)
+    keeper.settle()
+    assert keeper.gone(DISK)
+    assert keeper.gone(POOL)
+    assert os.listdir(images) == []
+
+
+def test_a_pool_does_not_wait_for_volumes_that_are_to_stay(keeper, images):
     start(keeper, images, disk(deletion_policy="Delete"))
     keeper.delete(POOL)
     keeper.settle()
-    keeper.delete(DISK)
+    assert not keeper.gone(POOL)
+    keeper.apply(disk())
     keeper.settle()
-    keeper.assert_retrying(DISK, "PoolNotFound")
+    assert keeper.gone(POOL)
     assert (images / "disk").exists()
-    start(keeper, images)
-    assert keeper.gone(DISK)
-    assert os.listdir(images) == []
 
 
 @pytest.mark.parametrize("policy", ["Retain", "Undefine", "Delete"])
