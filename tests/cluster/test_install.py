@@ -299,3 +299,85 @@ def test_taken_off_in_the_order_of_the_page_nothing_hangs(server: Any, tmp_path:
     found = cluster.kubectl("get", "crd,clusterroles,validatingadmissionpolicies", "-o", "name")
     assert "poolkeeper" not in found.stdout
     assert cluster.kubectl("get", "namespace", NAMESPACE).returncode == 1
+
+
+POD_MONITORS = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "podmonitors.monitoring.coreos.com"},
+    "spec": {
+        "group": "monitoring.coreos.com",
+        "scope": "Namespaced",
+        "names": {"kind": "PodMonitor", "plural": "podmonitors"},
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "x-kubernetes-preserve-unknown-fields": True,
+                    }
+                },
+            }
+        ],
+    },
+}
+"""Stands for that of the prometheus-operator, in which fields are checked as well."""
+
+
+def _with_components(directory: Path, *names: str) -> str:
+    """A kustomization of a user's own: an overlay with components."""
+    made = directory / "own"
+    made.mkdir()
+    root = os.path.relpath(INSTALL, made.resolve())
+    content = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [f"{root}/overlays/files"],
+        "components": [f"{root}/components/{name}" for name in names],
+    }
+    (made / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    return str(made)
+
+
+def test_components_are_added_to_an_overlay(server: Any, tmp_path: Path) -> None:
+    cluster = _Given(server.kubeconfig)
+    names = [path.name for path in (INSTALL / "components").iterdir()]
+    done = cluster.kubectl("apply", "--filename", "-", given=json.dumps(POD_MONITORS))
+    assert done.returncode == 0, done.stderr
+    own = _with_components(tmp_path, *names)
+    until(lambda: cluster.kubectl("apply", "-k", own).returncode == 0, "pod monitors are served")
+    shown = cluster.kubectl("kustomize", own)
+    objects = list(yaml.safe_load_all(shown.stdout))
+    monitor, labels = (the(kind, objects) for kind in ("PodMonitor", "DaemonSet"))
+    assert monitor["metadata"]["namespace"] == NAMESPACE
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    assert wanted <= labels["spec"]["template"]["metadata"]["labels"].items()
+    (container,) = pod(objects)["containers"]
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] in [item["name"] for item in container["ports"]]
+    for verb, what in (("create", "persistentvolumes"), ("get", "nodes")):
+        asked = ("auth", "can-i", verb, what, f"--as={AGENT}")
+        until(lambda asked=asked: cluster.kubectl(*asked).stdout.strip() == "yes", what)
+    asked = ("auth", "can-i", "list", "persistentvolumes", f"--as={AGENT}")
+    assert cluster.kubectl(*asked).stdout.strip() == "no"
+
+
+def test_without_the_component_the_agent_may_make_no_persistent_volume(emptied: Any) -> None:
+    install(emptied, "files")
+    for verb in ("get", "create", "patch", "delete"):
+        asked = ("auth", "can-i", verb, "persistentvolumes", f"--as={AGENT}")
+        assert emptied.kubectl(*asked).stdout.strip() == "no"
+
+
+@each_overlay
+def test_kubelet_asks_the_agent_where_it_answers(cluster: Any, overlay: str) -> None:
+    (container,) = pod(rendered(cluster, overlay))["containers"]
+    port = container["args"][container["args"].index("--listen") + 1].rpartition(":")[2]
+    assert {item["name"]: str(item["containerPort"]) for item in container["ports"]} == {
+        "http": port
+    }
+    assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "http"}
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "http"}
