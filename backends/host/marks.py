@@ -126,14 +126,18 @@ class MarkStore:
 
         Before a file is removed whose mark is in the state directory, this removes that too.
         """
-        with _translated("remove a mark of ownership"):
-            if _may_have_attributes(fd):
-                for name in (UID, RESOURCE, ORIGIN):
-                    _remove_attribute(fd, name)
-            identity = _identity(fd) if self._keeps_any() else None
-            if identity is not None:
-                self._entry(identity).unlink(missing_ok=True)
-                self._sync()
+        # GlusterFS has forgotten a file that was removed, and its attributes with it.
+        with _translated("remove a mark of ownership"), _suppressed(errno.ESTALE):
+            self._clear(fd)
+
+    def _clear(self, fd: int) -> None:
+        if _may_have_attributes(fd):
+            for name in (UID, RESOURCE, ORIGIN):
+                _remove_attribute(fd, name)
+        identity = _identity(fd) if self._keeps_any() else None
+        if identity is not None:
+            self._entry(identity).unlink(missing_ok=True)
+            self._sync()
 
     def read_named(self, thing: str) -> Mark | None:
         """The mark of what has no inode to carry one, such as a file system that is not mounted.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pathlib
@@ -98,6 +99,21 @@ def test_a_mark_is_written_read_replaced_and_cleared(
     store: marks.MarkStore, pool: pathlib.Path
 ) -> None:
     check_life_of_a_mark(store, pool / "disk")
+
+
+def test_a_mark_that_went_with_its_file_is_cleared(
+    store: marks.MarkStore, pool: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on GlusterFS, which answers so for a removed file that is still open."""
+
+    def stale(path: str, name: str) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with Opened(pool / "disk") as fd:
+        store.write(fd, MARK)
+        (pool / "disk").unlink()
+        monkeypatch.setattr(os, "removexattr", stale)
+        store.clear(fd)
 
 
 def test_a_directory_can_be_marked(store: marks.MarkStore, pool: pathlib.Path) -> None:
