@@ -185,6 +185,14 @@ class VolumeFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FreeExtent:
+    """A stretch of a disk that no partition takes; ``end`` is the first byte past it."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolFacts:
     """What was observed of a pool in one scan; sizes in bytes.
 
@@ -198,6 +206,7 @@ class PoolFacts:
         stand on it; where it is not, only a build that may overwrite it goes on.
     :param devices: what tells the pool's devices from others, of those that are there.
     :param warnings: what a user should know though all is well, each a sentence.
+    :param free_extents: of a disk, where further partitions could be.
     :param leftovers: half-made things of ours, by name, that no one is working on.
     :param skipped: entries that are not volumes, with the reason.
     :param growth: why the backing is to be made larger, in a sentence; empty where it is not.
@@ -219,6 +228,7 @@ class PoolFacts:
     available: int | None = None
     permissions: PermissionFacts | None = None
     volumes: Mapping[str, VolumeFacts] = field(default_factory=dict)
+    free_extents: tuple[FreeExtent, ...] = ()
     leftovers: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     growth: str = ""
@@ -234,6 +244,7 @@ class Pool:
         declared raw is never taken for a header.
     :param encrypted: names of the volumes that are declared encrypted. A LUKS header in another
         raw volume is its guest's.
+    :param owners: the declaring resources of volumes, by volume name.
     """
 
     uid: str
@@ -243,6 +254,7 @@ class Pool:
     type: PoolType
     formats: Mapping[str, str | None] = field(default_factory=dict)
     encrypted: frozenset[str] = frozenset()
+    owners: Mapping[str, str] = field(default_factory=dict)
 
     def mark(self, origin: Origin) -> Mark:
         return Mark(uid=self.uid, resource=self.resource, origin=origin)

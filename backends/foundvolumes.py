@@ -19,13 +19,18 @@ from backends.base import (
     Backend,
     BackendContext,
     OpenVolume,
+    Operation,
     Pool,
     Verb,
     Volume,
     VolumeFacts,
 )
-from backends.host import devices, files
+from backends.host import devices, files, scsi
 from backends.host.marks import Mark, Origin
+from backends.spec import Permissions
+
+CONTENTS = frozenset({Operation.WIPE_VOLUME, Operation.UPLOAD, Operation.DOWNLOAD})
+"""What can be done with the contents of any block device."""
 
 _DEV = pathlib.Path("/dev")
 
@@ -110,7 +115,7 @@ class FoundVolumes(Backend):
             capacity=item.size,
             allocation=item.size,
             physical=item.size,
-            permissions=_permissions(item.node),
+            permissions=permissions_of(item.node),
             mark=self._mark(item),
             problem=item.problem,
         )
@@ -147,18 +152,9 @@ class FoundVolumes(Backend):
         self.context.marks.write_named(item.identity, volume.mark(origin))
 
     def set_volume_permissions(self, pool: Pool, volume: Volume) -> None:
-        """Of the device node: udev may set them back when the device changes."""
         item = self._find(pool, volume)
         self._require_ours(item, volume)
-        wanted = volume.permissions
-        with _handle(item.node) as fd:
-            files.set_permissions(
-                fd,
-                mode=wanted.mode,
-                owner=wanted.owner,
-                group=wanted.group,
-                label=wanted.label,
-            )
+        set_node_permissions(item.node, volume.permissions)
 
     @contextlib.contextmanager
     def open_volume(
@@ -179,6 +175,19 @@ class FoundVolumes(Backend):
             return ()
         return blockvolumes.users_of(item.node)
 
+    def require_unused(self, pool: Pool) -> None:
+        """Refuse to take away what somebody stands on.
+
+        :raises errors.InUse: with who it is.
+        """
+        for item in self.devices_of(pool):
+            found = blockvolumes.users_of(item.node)
+            if found:
+                raise errors.InUse(
+                    f"Pool {pool.name!r} can't stop: {item.node} is in use: {'; '.join(found)}.",
+                    hint="Stop what uses it.",
+                )
+
     def _find(self, pool: Pool, volume: Volume) -> FoundDevice:
         for item in self.devices_of(pool):
             if item.name == volume.name:
@@ -196,6 +205,26 @@ class FoundVolumes(Backend):
                 f"{item.node} is not marked as {volume.resource}'s.",
                 hint="It was replaced; nothing was changed.",
             )
+
+
+def found_luns(luns: Sequence[scsi.Lun], *, giver: str) -> tuple[FoundDevice, ...]:
+    """LUNs as volumes, by libvirt's names: ``unit:BUS:TARGET:LUN``."""
+    return tuple(
+        FoundDevice(
+            name="unit:{1}:{2}:{3}".format(*lun.address),
+            node=lun.node,
+            serial=scsi.serial(lun),
+            size=lun.size,
+            problem=_problem(lun, giver),
+        )
+        for lun in luns
+    )
+
+
+def _problem(lun: scsi.Lun, giver: str) -> str:
+    if lun.size == 0:
+        return f"it has no size: {giver} no longer gives it, or it has no medium"
+    return "" if lun.state == "running" else f"the kernel has it as {lun.state}"
 
 
 def lasting_path(target: pathlib.Path, node: str) -> str | None:
@@ -233,9 +262,19 @@ def _handle(node: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _permissions(node: str) -> files.Permissions | None:
+def permissions_of(node: str) -> files.Permissions | None:
+    """The permissions of a device's node; None where it has just gone."""
     try:
         with _handle(node) as fd:
             return files.read_permissions(fd)
     except errors.StorageError:  # unplugged since it was listed
         return None
+
+
+def set_node_permissions(node: str, wanted: Permissions) -> None:
+    """Give a device's node the mode, owner, group and label that are not None. udev may set them
+    back when the device changes."""
+    with _handle(node) as fd:
+        files.set_permissions(
+            fd, mode=wanted.mode, owner=wanted.owner, group=wanted.group, label=wanted.label
+        )

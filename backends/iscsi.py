@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from backends import blockvolumes, errors
+from backends import errors
 from backends.base import Operation, Pool, PoolFacts, PoolType, Presence, Verb, Volume
-from backends.foundvolumes import FoundDevice, FoundVolumes
+from backends.foundvolumes import CONTENTS, FoundDevice, FoundVolumes, found_luns
 from backends.host import devices, initiator, scsi
 from backends.host.initiator import Credentials, Login, Session
 from backends.host.needs import Needs
@@ -154,13 +154,7 @@ class IscsiBackend(FoundVolumes):
         session = _session(pool)
         if session is None or not session.ours:
             return
-        for lun in scsi.luns(session.sysfs):
-            found = blockvolumes.users_of(lun.node)
-            if found:
-                raise errors.InUse(
-                    f"Pool {pool.name!r} can't stop: {lun.node} is in use: {'; '.join(found)}.",
-                    hint="Stop what uses it.",
-                )
+        self.require_unused(pool)
         initiator.log_out(session)
 
     def find_sources(self, query: SourceQuery | None) -> tuple[Model, ...]:
@@ -180,26 +174,6 @@ class IscsiBackend(FoundVolumes):
             IscsiSource(hosts=tuple(portals), device=Device(path=target), initiator=query.initiator)
             for target, portals in sorted(hosts.items())
         )
-
-
-def found_luns(luns: Sequence[scsi.Lun], *, giver: str) -> tuple[FoundDevice, ...]:
-    """LUNs as volumes, by libvirt's names: ``unit:BUS:TARGET:LUN``."""
-    return tuple(
-        FoundDevice(
-            name="unit:{1}:{2}:{3}".format(*lun.address),
-            node=lun.node,
-            serial=scsi.serial(lun),
-            size=lun.size,
-            problem=_problem(lun, giver),
-        )
-        for lun in luns
-    )
-
-
-def _problem(lun: scsi.Lun, giver: str) -> str:
-    if lun.size == 0:
-        return f"it has no size: {giver} no longer gives it, or it has no medium"
-    return "" if lun.state == "running" else f"the kernel has it as {lun.state}"
 
 
 def _source(pool: Pool) -> IscsiSource:
@@ -227,7 +201,7 @@ POOL_TYPE = PoolType(
     order=6,
     description="The LUNs of an iSCSI target, as block devices.",
     source=IscsiSource,
-    operations=frozenset({Operation.START, Operation.STOP, Operation.FIND_SOURCES}),
+    operations=frozenset({Operation.START, Operation.STOP, Operation.FIND_SOURCES}) | CONTENTS,
     needs=Needs(programs=("iscsiadm",), modules=("iscsi_tcp",)),
     backend=IscsiBackend,
 )

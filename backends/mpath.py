@@ -2,12 +2,128 @@
 
 from __future__ import annotations
 
-from backends.base import PoolType
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from backends import errors
+from backends.base import Operation, Pool, PoolFacts, PoolType, Presence
+from backends.foundvolumes import CONTENTS, FoundDevice, FoundVolumes
+from backends.host import commands
+from backends.host.needs import Needs
+from backends.host.scsi import attribute
 from backends.schema import Model
+
+_BLOCK = pathlib.Path("/sys/block")
+_UUID = "mpath-"
+"""How the device-mapper UUIDs of multipath maps begin; the rest is the LUN's world-wide name."""
+
+_PATH = re.compile(r"\b(\d+:\d+) ([AF]) \d+\b")
+"""A path in the kernel's status of a map (dm-mpath.c): its number, Active or Failed, and how often
+it failed."""
+
+_STATUS_SECONDS = 30.0
 
 
 class MpathSource(Model):
     """Multipath maps need no further word."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """The paths of a map, by kernel name."""
+
+    working: tuple[str, ...]
+    failed: tuple[str, ...]
+
+
+class MpathBackend(FoundVolumes):
+    """All multipath maps, which multipathd makes and keeps."""
+
+    what = "multipath map"
+    giver = "the storage behind it"
+
+    def claims(self, pool: Pool) -> frozenset[str]:
+        return frozenset({"the multipath maps of this host"})
+
+    def place(self, pool: Pool) -> str:
+        return "the multipath maps of this host"
+
+    def observe(self, pool: Pool) -> PoolFacts:
+        try:
+            volumes, skipped = self.observe_devices(pool)
+            health = _health() if volumes else {}
+        except errors.StorageError as error:
+            return PoolFacts(presence=Presence.UNREACHABLE, detail=error.message.rstrip("."))
+        warnings = tuple(
+            f"map {name} has lost {_listed(item.failed)} of its "
+            f"{len(item.failed) + len(item.working)} paths."
+            for name, item in sorted(health.items())
+            if item.failed
+        )
+        total = sum(item.capacity or 0 for item in volumes.values())
+        return PoolFacts(
+            presence=Presence.PRESENT,
+            degraded=bool(warnings),
+            detail=" ".join(warnings),
+            warnings=warnings,
+            capacity=total,
+            allocation=total,
+            available=0,
+            volumes=volumes,
+            skipped=skipped,
+        )
+
+    def devices_of(self, pool: Pool) -> Sequence[FoundDevice]:
+        return tuple(_maps())
+
+
+def _maps() -> Iterator[FoundDevice]:
+    for name in sorted(os.listdir(_BLOCK)):
+        uuid = attribute(_BLOCK / name / "dm" / "uuid")
+        if uuid.startswith(_UUID):
+            paths = os.listdir(_BLOCK / name / "slaves")
+            yield FoundDevice(
+                name=attribute(_BLOCK / name / "dm" / "name"),
+                node=f"/dev/{name}",
+                serial=uuid.removeprefix(_UUID),
+                size=int(attribute(_BLOCK / name / "size") or 0) * 512,
+                problem="" if paths else "none of its paths is left",
+            )
+
+
+def _health() -> dict[str, Health]:
+    told = commands.run(("dmsetup", "status", "--target", "multipath"), timeout=_STATUS_SECONDS)
+    return dict(parse_status(told.stdout))
+
+
+def parse_status(text: str) -> Iterator[tuple[str, Health]]:
+    """Read what ``dmsetup status --target multipath`` prints: a line for each map."""
+    for line in text.splitlines():
+        name, _, status = line.partition(": ")
+        paths = _PATH.findall(status)
+        if paths:
+            yield (
+                name,
+                Health(
+                    working=tuple(_node(number) for number, state in paths if state == "A"),
+                    failed=tuple(_node(number) for number, state in paths if state == "F"),
+                ),
+            )
+
+
+def _node(number: str) -> str:
+    """The kernel's name of a device; its number where it has gone."""
+    try:
+        return os.path.basename(os.readlink(f"/sys/dev/block/{number}"))
+    except OSError:
+        return number
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} ({', '.join(names)})"
 
 
 POOL_TYPE = PoolType(
@@ -15,4 +131,7 @@ POOL_TYPE = PoolType(
     order=9,
     description="All multipath devices of the host.",
     source=MpathSource,
+    operations=frozenset({Operation.START, Operation.STOP}) | CONTENTS,
+    needs=Needs(programs=("dmsetup",), modules=("dm_multipath",)),
+    backend=MpathBackend,
 )

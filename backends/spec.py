@@ -925,6 +925,13 @@ class ThinPoolStatus(Model):
     )
 
 
+class FreeExtent(Model):
+    """A stretch of a disk that no partition takes, in bytes."""
+
+    start: Annotated[int, Xml("@start")] = Field(ge=0, description="Its first byte.")
+    end: Annotated[int, Xml("@end")] = Field(ge=0, description="The first byte past it.")
+
+
 class PoolStatus(StatusBase):
     """What was observed of a pool."""
 
@@ -955,6 +962,9 @@ class PoolStatus(StatusBase):
     volumes: VolumeCounts | None = Field(None, description="How many volumes there are.")
     discovered: tuple[DiscoveredVolume, ...] = Field(
         (), max_length=20, description="A sample of the volumes that nobody declares."
+    )
+    free_extents: Annotated[tuple[FreeExtent, ...], Xml("source/device/freeExtent")] = Field(
+        (), max_length=256, description="Where a disk has room for further partitions."
     )
     devices: tuple[PoolDevice, ...] = Field(
         (), max_length=256, description="Devices that the pool stands on. It stalls on others."

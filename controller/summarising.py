@@ -21,6 +21,7 @@ from backends.spec import (
     BackingLink,
     Condition,
     DiscoveredVolume,
+    FreeExtent,
     Permissions,
     PoolDevice,
     PoolState,
@@ -257,7 +258,10 @@ def _pool_figures(
 ) -> dict[str, Any]:
     """Sizes and counts; the last known ones where the pool can't be read now."""
     if facts is None or facts.presence is not Presence.PRESENT or not facts.listed:
-        names = ("capacity", "allocation", "available", "thin_pool", "volumes", "discovered")
+        names = (
+            "capacity", "allocation", "available", "free_extents", "thin_pool", "volumes",
+            "discovered",
+        )  # fmt: skip
         return {name: getattr(former, name) for name in names}
     strangers = [item for name, item in sorted(facts.volumes.items()) if name not in managed]
     return {
@@ -265,6 +269,9 @@ def _pool_figures(
         "allocation": facts.allocation,
         "available": facts.available,
         "thin_pool": facts.thin_pool,
+        "free_extents": tuple(
+            FreeExtent(start=item.start, end=item.end) for item in facts.free_extents[:256]
+        ),
         "volumes": VolumeCounts(
             total=len(facts.volumes),
             managed=len(facts.volumes) - len(strangers),

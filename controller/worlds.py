@@ -98,6 +98,7 @@ class World:
             type=kind,
             formats=formats,
             encrypted=frozenset(encrypted),
+            owners={name: str(item.key) for name, item in claims.items()},
         )
 
     def declare_volume(self, resource: AnyResource, pool: Pool, backend: Backend) -> Volume:

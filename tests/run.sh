@@ -3,7 +3,7 @@
 # Further arguments go to pytest.
 set -eu
 cd "$(dirname "$0")/.."
-POOLKEEPER_TOOLS="git=git mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.vfat=dosfstools setfattr=attr cryptsetup=cryptsetup-bin scrub=scrub"
+POOLKEEPER_TOOLS="git=git mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.vfat=dosfstools setfattr=attr cryptsetup=cryptsetup-bin scrub=scrub sfdisk=fdisk"
 POOLKEEPER_EXTRAS="[dev]"
 . .ci/prepare.sh
 .venv/bin/ruff check .

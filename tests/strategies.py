@@ -187,6 +187,11 @@ def _repair_adapter(draw: st.DrawFn, drawn: Object, properties: Properties) -> N
         drawn.setdefault(name, draw(properties[name]))
 
 
+def _repair_iscsi(draw: st.DrawFn, drawn: Object, properties: Properties) -> None:
+    if "auth" not in drawn:
+        drawn.pop("mutualAuth", None)
+
+
 def _repair_netfs(draw: st.DrawFn, drawn: Object, properties: Properties) -> None:
     if drawn.get("format") not in (None, "auto", "nfs"):
         drawn.pop("protocolVersion", None)
@@ -257,6 +262,7 @@ _REPAIRS: dict[str, Repair] = {
     "VolumeSource": _exactly_one("clone", "http", "file", "upload"),
     "BackingStore": _exactly_one("volumeRef", "path"),
     "Adapter": _repair_adapter,
+    "IscsiSource": _repair_iscsi,
     "NetfsSource": _repair_netfs,
     "Encryption": _repair_encryption,
     "StoragePoolSpec": _repair_pool,

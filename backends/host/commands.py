@@ -57,6 +57,7 @@ _SHOWN_LINE = 300
 _PACKAGES = {
     "blkid": "util-linux",
     "blockdev": "util-linux",
+    "dmsetup": "dmsetup",
     "findmnt": "util-linux",
     "git": "git",
     "gluster": "glusterfs-cli",

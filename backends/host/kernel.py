@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import platform
 import struct
@@ -45,6 +46,23 @@ def ioctl_number(
     directions = {"none": 1, "read": 2, "write": 4} if other_layout else {"read": 2, "write": 1}
     direction = directions.get(access, 0) << (29 if other_layout else 30)
     return direction | size << 16 | kind << 8 | number
+
+
+def change_partition(
+    fd: int, verb: Literal["add", "remove", "resize"], number: int, *, start: int, size: int
+) -> None:
+    """Have the kernel show a partition, or no more, or with another size: ``BLKPG`` of
+    ``linux/blkpg.h``. The table on the disk stays as it is.
+
+    :param fd: of the whole disk.
+    :param start: bytes, as ``size``; neither matters to ``remove``.
+    :raises OSError: ``EBUSY`` where it is in use, or lies over another one.
+    """
+    partition = ctypes.create_string_buffer(struct.pack("@qqi128s4x", start, size, number, b""))
+    length = len(partition) - 1
+    code = {"add": 1, "remove": 2, "resize": 3}[verb]
+    argument = struct.pack("@iiiP", code, 0, length, ctypes.addressof(partition))
+    fcntl.ioctl(fd, ioctl_number("none", 0x12, 105, 0), argument)
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

@@ -61,6 +61,27 @@ def host_directory(number: int) -> pathlib.Path:
         ) from error
 
 
+def host_state(number: int) -> str:
+    """The kernel's word for how a host is: ``running``, ``recovery``, ``cancel``."""
+    return attribute(HOSTS / f"host{number}" / "state") or "gone"
+
+
+def host_behind(pci_address: str, unique_id: int) -> int:
+    """The host of a PCI device, whatever number it has in this boot.
+
+    :param pci_address: as sysfs has it: ``0000:00:1f.2``.
+    :raises errors.NotFound: there is none.
+    """
+    for name in sorted(_listed(HOSTS)):
+        way = os.path.realpath(HOSTS / name).split("/")
+        if pci_address in way and attribute(HOSTS / name / "unique_id") == str(unique_id):
+            return int(name.removeprefix("host"))
+    raise errors.NotFound(
+        f"No SCSI host of the PCI device {pci_address} has the unique_id {unique_id}.",
+        hint="See /sys/class/scsi_host/*/unique_id, and lspci.",
+    )
+
+
 def luns(directory: pathlib.Path) -> tuple[Lun, ...]:
     """Disks and CD-ROMs beneath a host, or beneath a session, in the order of their addresses."""
     found = [lun for entry in _listed(DEVICES) if (lun := _lun(entry, directory)) is not None]

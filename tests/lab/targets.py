@@ -116,9 +116,19 @@ class LoopHost(_Group):
 
     def __init__(self, number: int = 1) -> None:
         run("modprobe", "tcm_loop")
-        name = f"naa.500140500000000{number}"
-        super().__init__(CONFIG / "loopback" / name)
+        before = _hosts()
+        super().__init__(CONFIG / "loopback" / f"naa.500140500000000{number}")
         (self.group / "nexus").write_text(f"naa.500140500000001{number}")
+        wait_until(lambda: bool(_hosts() - before))
+        (self.name,) = _hosts() - before
+
+    @property
+    def sysfs(self) -> Path:
+        return Path("/sys/class/scsi_host", self.name)
+
+
+def _hosts() -> set[str]:
+    return {entry.name for entry in Path("/sys/class/scsi_host").glob("host*")}
 
 
 @contextlib.contextmanager
@@ -155,3 +165,33 @@ def _runs(program: str) -> bool:
             if comm.read_text().strip() == program:
                 return True
     return False
+
+
+class MultipathMaps(contextlib.AbstractContextManager[None]):
+    """Maps ``mpatha`` and so on, each over the LUNs of one disk behind two hosts."""
+
+    def __init__(self, *disks: Disk) -> None:
+        self._disks = disks
+        self._hosts: list[LoopHost] = []
+
+    def __enter__(self) -> None:
+        run("modprobe", "-a", "dm-multipath", "dm-service-time")
+        Path("/etc/multipath.conf").write_text(
+            "defaults {\n find_multipaths no\n user_friendly_names yes\n}\n"
+            'blacklist {\n devnode "^loop"\n}\n'
+        )
+        for number in (1, 2):
+            host = LoopHost(number)
+            self._hosts.append(host)
+            for lun, disk in enumerate(self._disks):
+                host.give(lun, disk)
+        run("udevadm", "settle")
+        run("multipath")
+        run("udevadm", "settle")
+
+    def __exit__(self, *_: object) -> None:
+        run("multipath", "-F")
+        for host in self._hosts:
+            host.remove()
+        Path("/etc/multipath.conf").unlink()
+        shutil.rmtree("/etc/multipath", ignore_errors=True)  # which names were given
