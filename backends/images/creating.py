@@ -1,8 +1,8 @@
 """Making image contents at a path that is ours alone, and changing their size.
 
-The caller gives a path in a private directory and renames the result. Raw images are made in
-process; the others by qemu-img, which is told everything and opens nothing but what it makes
-(a vmdk overlay excepted, for which it reads its parent's identifier).
+The caller gives a path in a private directory and renames the result. Raw images and plain qcow2
+ones are made in process; the others by qemu-img, which is told everything and opens nothing but
+what it makes (a vmdk overlay excepted, for which it reads its parent's identifier).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from backends.images import allocating, encrypting, probing
 from backends.images.allocating import Checkpoint
 from backends.images.encrypting import CommandSecrets
 from backends.images.formats import FORMATS, SECTOR, ImageFormat, Maker, max_capacity
+from backends.images.qcow2 import DEFAULT_CLUSTER, EmptyImage
 from backends.sizes import MAX_SIZE, format_quantity, round_up
 from backends.spec import Encryption
 
@@ -252,9 +253,36 @@ def commands(
 ) -> tuple[tuple[str, ...], ...]:
     """The commands that ``create`` runs; none for what is made in process.
 
-    The order of the options is libvirt's, so that the two can be compared.
-
     :param secret: arguments that give the passphrase of an encrypted image.
+    """
+    return () if _empty_qcow2(request) is not None else tool_commands(request, path, secret)
+
+
+def _empty_qcow2(request: ImageRequest) -> EmptyImage | None:
+    """The image as it is written in process; None where qemu-img has to make it."""
+    if request.format != "qcow2" or request.encryption is not None:
+        return None
+    if request.preallocation not in (None, "Off"):
+        return None
+    named = request.backing_format
+    image = EmptyImage(
+        capacity=request.capacity,
+        version=2 if request.compat == COMPATS[0] else 3,
+        cluster_size=request.cluster_size or DEFAULT_CLUSTER,
+        lazy_refcounts=request.lazy_refcounts,
+        extended_l2=request.extended_l2,
+        backing_path=request.backing_path,
+        backing_format=FORMATS[named].driver if named is not None else None,
+    )
+    return image if image.fits else None
+
+
+def tool_commands(
+    request: ImageRequest, path: str, secret: Sequence[str] = encrypting.PASSPHRASE
+) -> tuple[tuple[str, ...], ...]:
+    """How qemu-img makes the image; nothing for raw ones.
+
+    The order of the options is libvirt's, so that the two can be compared.
     """
     item = _format(request.format)
     encrypted = request.encryption is not None
@@ -349,6 +377,10 @@ def create(
     if is_raw and request.encryption is None:
         _create_raw(request, path, checkpoint)
         return
+    empty = _empty_qcow2(request)
+    if empty is not None:
+        _write_qcow2(request, empty, path)
+        return
     if os.path.lexists(path):
         raise _standing(path)
     for argv in commands(request, path, secrets.arguments if secrets is not None else ()):
@@ -391,6 +423,18 @@ def run_tool(argv: Sequence[str], run: Run) -> None:
             hint = "Stop what uses the image, such as a virtual machine."
             raise errors.InUse(error.message, hint=hint) from error
         raise
+
+
+def _write_qcow2(request: ImageRequest, image: EmptyImage, path: str) -> None:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    try:
+        with _translated(f"create {path}"), _opened(_absolute(path), flags) as fd:
+            if request.nocow:
+                _exempt_from_copying(fd)
+            image.write(fd)
+            os.fsync(fd)
+    except FileExistsError:
+        raise _standing(path) from None
 
 
 def _create_raw(request: ImageRequest, path: str, checkpoint: Checkpoint) -> None:

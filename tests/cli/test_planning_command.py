@@ -14,7 +14,7 @@ def tree(folder):
 def test_a_first_plan_ends_with_2_and_leaves_no_trace(
     poolkeeper, write, pool, volume, images, tmp_path
 ):
-    manifest = write("all.yaml", pool(), volume("b", format="qcow2"), volume("a"))
+    manifest = write("all.yaml", pool(), volume("b", format="vmdk"), volume("a"))
     before = tree(tmp_path)
     result = poolkeeper("plan", "-f", manifest)
     assert result.code == 2
@@ -103,7 +103,7 @@ def test_a_change_that_the_store_would_refuse_is_refused_in_its_words(
 
 
 def test_json_holds_the_whole_plan(poolkeeper, write, pool, volume, images):
-    manifest = write("all.yaml", pool(), volume(format="qcow2"))
+    manifest = write("all.yaml", pool(), volume(format="vmdk"))
     result = poolkeeper("plan", manifest, "-o", "json")
     assert result.code == 2
     found = {item["kind"]: item for item in result.json["resources"]}

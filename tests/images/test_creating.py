@@ -87,7 +87,7 @@ def test_the_largest_image_can_be_opened_and_a_larger_one_can_not_be_made(
     more = ImageRequest(format, limit + 2**30)
     with pytest.raises(errors.Unsupported):
         creating.check(more)
-    (argv,) = creating.commands(more, str(tmp_path / "larger"))
+    (argv,) = creating.tool_commands(more, str(tmp_path / "larger"))
     assert subprocess.run(argv, capture_output=True, check=False).returncode != 0
 
 
@@ -178,7 +178,7 @@ def test_what_stands_there_is_left_alone(tmp_path, run, format):
 
 def test_a_relative_path_is_a_mistake_of_the_caller():
     with pytest.raises(ValueError, match="absolute"):
-        creating.commands(ImageRequest("qcow2", MIB), "nbd:x")
+        creating.tool_commands(ImageRequest("qcow2", MIB), "nbd:x")
 
 
 REFUSED = {
@@ -418,7 +418,7 @@ def test_a_raw_image_is_not_resized_through_a_link(tmp_path):
 
 def test_space_is_not_added_to_other_formats(tmp_path):
     with pytest.raises(errors.Unsupported, match="allocated"):
-        resize("qcow2", tmp_path / "x", MIB, no_command, allocate=True)
+        resize("qed", tmp_path / "x", MIB, no_command, allocate=True)
 
 
 def test_the_options_stand_in_the_order_of_libvirt():
@@ -426,7 +426,7 @@ def test_the_options_stand_in_the_order_of_libvirt():
         "qcow2", MIB, preallocation="Falloc", nocow=True, cluster_size=65536,
         lazy_refcounts=True, extended_l2=True, backing_path="/b", backing_format="iso",
     )  # fmt: skip
-    assert creating.commands(request, "/x") == (
+    assert creating.tool_commands(request, "/x") == (
         ("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", "/b", "-o",
          "backing_fmt=raw,preallocation=falloc,nocow=on,compat=1.1,cluster_size=65536,"
          "lazy_refcounts=on,extended_l2=on", "/x", str(MIB)),

@@ -32,8 +32,10 @@ def test_a_declared_volume_that_is_not_there_is_made(scene):
     assert "/srv/images/disk" in plan.actions[0].target
 
 
-def test_the_plan_of_a_qcow2_volume_shows_the_command(scene):
+def test_the_plan_of_a_volume_that_qemu_makes_shows_the_command(scene):
     plan = planned(scene, scene.volume(format="qcow2"), scene.facts())
+    assert plan.actions[0].commands == ()
+    plan = planned(scene, scene.volume(format="vmdk"), scene.facts())
     assert plan.actions[0].commands[0][:2] == ("qemu-img", "create")
 
 
@@ -192,7 +194,7 @@ def test_a_volume_in_an_unreachable_pool_is_not_taken_for_deleted(scene):
 
 def test_an_overlay_without_a_capacity_is_shown_with_its_backing_images(scene):
     volume = scene.volume(
-        format="qcow2", capacity=None, backingStore={"path": "/srv/base", "format": "raw"}
+        format="qed", capacity=None, backingStore={"path": "/srv/base", "format": "raw"}
     )
     (command,) = planned(scene, volume, scene.facts()).actions[0].commands
     assert command[-1] == "SIZE-OF-BACKING-IMAGE"
