@@ -8,9 +8,8 @@ import threading
 import time
 
 from backends import errors
-from controller import binding
 from controller.apiserver import ApiServer
-from controller.binding import Binder
+from controller.binding import Binder, VolumeBinder
 from controller.clusterstore import ClusterStore
 from controller.engine import Engine
 from controller.health import Health
@@ -20,6 +19,7 @@ from controller.nodes import NodeReporter
 from controller.posting import Poster
 from controller.retrying import backoff
 from controller.workers import Workers
+from controller.worlds import volume_of
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +72,8 @@ class ClusterAgent:
         self._stop = stop
         self._workers = Workers(metrics.timed(engine.reconcile))
         engine.jobs.wake = self._workers.nudge
-        self._volumes = Binder(server, store, stop=stop)
-        self._operations = Binder(
-            server, store, stop=stop, kind="VolumeOperation", owner=binding.volume_of
-        )
+        self._volumes = VolumeBinder(server, store, backend=engine.examiner.backend, stop=stop)
+        self._operations = Binder(server, store, stop=stop, kind="VolumeOperation", owner=volume_of)
         self._resync_at = 0.0
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
         self._health = health

@@ -207,6 +207,8 @@ def agent(cluster: Any, directory: Path) -> Iterator[None]:
                 "KUBECONFIG": str(kubeconfig),
                 "NODE_NAME": "install-n1",
                 "POOLKEEPER_STATE_DIR": str(directory / "state"),
+                "POOLKEEPER_HEARTBEAT": "1s",
+                "POOLKEEPER_SILENCE": "10s",
             },
             stdout=written,
             stderr=subprocess.STDOUT,
@@ -217,6 +219,7 @@ def agent(cluster: Any, directory: Path) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait(PATIENCE)
+        cluster.kubectl("delete", f"storagenodes.{GROUP}", "install-n1", "--ignore-not-found")
 
 
 def _disk(**spec: Any) -> dict[str, Any]:
@@ -271,6 +274,32 @@ def test_the_agents_role_is_enough_for_its_work(emptied: Any, tmp_path: Path) ->
         _delete(emptied, "spool", "install-images")
         _delete(emptied, "svol", "found")
     assert [path.name for path in images.iterdir()] == ["found"]
+
+
+def test_the_agents_role_is_enough_to_choose_pools_and_to_look_after_others(
+    server: Any, tmp_path: Path
+) -> None:
+    cluster = _Given(server.kubeconfig)
+    images = _pool("install-images", str(tmp_path / "images"), nodeName="install-n1")
+    images["metadata"]["labels"] = {"app": "install"}
+    orphan = _pool("install-orphan", str(tmp_path / "orphan"), nodeName="install-n2")
+    disk = _disk(poolSelector={"matchLabels": {"app": "install"}})
+    del disk["spec"]["poolRef"]
+    install(cluster, "files")
+    with agent(cluster, tmp_path):
+        _declare(cluster, images, disk)
+        assert (tmp_path / "images" / "disk").exists()
+        done = cluster.kubectl("create", "--filename", "-", given=yaml.safe_dump(orphan))
+        assert done.returncode == 0, done.stderr
+        path = 'jsonpath={.status.conditions[?(@.type=="Ready")].reason}'
+        until(
+            lambda: (
+                cluster.kubectl("get", "spool", "install-orphan", "-o", path).stdout == "NoAgent"
+            ),
+            "it is told that nobody keeps it",
+        )
+        ready = ("wait", "--for=condition=Ready", f"--timeout={PATIENCE}s", "snode/install-n1")
+        assert cluster.kubectl(*ready).returncode == 0
 
 
 def _reasons(cluster: Any, name: str) -> str:

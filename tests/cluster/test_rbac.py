@@ -134,6 +134,13 @@ def volume(name: str, namespace: str = "tenant-a", **spec: Any) -> dict[str, Any
     }
 
 
+def asking(name: str, **spec: Any) -> dict[str, Any]:
+    """A volume of a pool that is to be chosen."""
+    made = volume(name, poolSelector={"matchLabels": {"app": "db"}}, **spec)
+    del made["spec"]["poolRef"]
+    return made
+
+
 def operation(kind: str) -> dict[str, Any]:
     return {
         "apiVersion": API_VERSION,
@@ -158,6 +165,7 @@ def installed(cluster: Any) -> Iterator[Any]:
         pool("forced", build={"policy": "Overwrite", "confirm": "forced"}),
         pool("doomed", deletionPolicy="Delete"),
         volume("disk"),
+        asking("waiting"),
         volume("other", "tenant-b"),
         volume("golden", "tenant-b", format="qcow2"),
     )
@@ -310,6 +318,8 @@ GUARDED = (
             volume("new", format="qcow2", backingStore={"volumeRef": GOLDEN, "format": "qcow2"})),
     Guarded("fill a volume from a file of the host", "read-host-files", POOLS, CREATE,
             volume("new", source={"file": {"path": "/etc/shadow"}})),
+    Guarded("fill a volume of some pool from a file of the host", "read-host-files", POOLS, CREATE,
+            asking("new", source={"file": {"path": "/etc/shadow"}})),
     Guarded("stand on a file of the host", "read-host-files", POOLS, CREATE,
             volume("new", format="qcow2", backingStore={"path": "/etc/shadow", "format": "raw"})),
     Guarded("wipe a volume", "format", VOLUMES, CREATE, operation("Wipe")),
@@ -501,6 +511,9 @@ def test_the_page_tells_all_of_the_agents_role() -> None:
     ("arguments", "refused"),
     [
         (patch(VOLUMES, "disk", {"nodeName": "hv-01"}), False),
+        (patch(VOLUMES, "waiting", {"nodeName": "hv-01", "poolRef": {"name": "images"}}), False),
+        (patch(VOLUMES, "waiting", {"poolSelector": {"matchLabels": {"app": "web"}}}), True),
+        (patch(VOLUMES, "disk", {"poolRef": {"name": "idle"}}), True),
         (patch(VOLUMES, "disk", {"capacity": "2Gi"}), True),
         (patch(VOLUMES, "disk", {"deletionPolicy": "Delete"}), True),
         (patch(POOLS, "images", {"state": "Inactive"}), True),
