@@ -1132,6 +1132,9 @@ class PoolTypeSupport(Model):
         None, description="What is missing where it can't."
     )
     formats: tuple[Text, ...] = Field((), max_length=64, description="Volume formats it can make.")
+    limits: tuple[Text, ...] = Field(
+        (), max_length=64, description="What is missing for further formats."
+    )
 
 
 class ToolVersion(Model):

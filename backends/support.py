@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import get_args
 
@@ -27,12 +26,14 @@ class Support:
     :param reason: what is missing and what to do; empty where the type is served.
     :param source_formats: formats of the source that can be served, of those that have needs.
     :param volume_formats: formats of volumes that can be made.
+    :param limits: what is missing for further formats, each in a sentence.
     """
 
     type: PoolType
     reason: str = ""
     source_formats: tuple[str, ...] = ()
     volume_formats: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
 
     @property
     def supported(self) -> bool:
@@ -48,12 +49,15 @@ def support(kind: PoolType) -> Support:
     served = tuple(name for name, lacks in formats.items() if not lacks)
     if formats and not served and not lacking:
         lacking = next(iter(formats.values()))
-    return Support(
-        type=kind,
-        reason=" ".join(lacking),
-        source_formats=() if lacking else served,
-        volume_formats=() if lacking else tuple(_makeable(kind)),
-    )
+    if lacking:
+        return Support(type=kind, reason=" ".join(lacking))
+    makeable, images = _makeable(kind)
+    limits = [
+        f"No source of format {name}: {' '.join(lacks)}" for name, lacks in formats.items() if lacks
+    ]
+    if images:
+        limits.append(f"No volumes of format {', '.join(images)}: {commands.missing(QEMU_IMG)}")
+    return Support(type=kind, source_formats=served, volume_formats=makeable, limits=tuple(limits))
 
 
 def supported_types() -> tuple[Support, ...]:
@@ -61,18 +65,21 @@ def supported_types() -> tuple[Support, ...]:
     return tuple(support(kind) for kind in pool_types().values())
 
 
-def _makeable(kind: PoolType) -> Iterator[str]:
+def _makeable(kind: PoolType) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Formats of volumes that can be made, and those that could be if qemu-img were here."""
     if Operation.CREATE_VOLUME not in kind.operations:
-        return
+        return (), ()
     if kind.volume_formats != get_args(FileFormat):
-        yield from kind.volume_formats
-        return
+        return kind.volume_formats, ()
+    makers = {name: FORMATS[name].maker for name in kind.volume_formats}
     with_images = commands.which(QEMU_IMG) is not None
-    for name in kind.volume_formats:
-        maker = FORMATS[name].maker
-        by_itself = maker is Maker.SELF or name == DIRECTORY
-        if by_itself or (maker is Maker.QEMU_IMG and with_images):
-            yield name
+    images = tuple(name for name, maker in makers.items() if maker is Maker.QEMU_IMG)
+    makeable = tuple(
+        name
+        for name, maker in makers.items()
+        if maker is Maker.SELF or name == DIRECTORY or (maker is Maker.QEMU_IMG and with_images)
+    )
+    return makeable, () if with_images else images
 
 
 def programs() -> tuple[str, ...]:

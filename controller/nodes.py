@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 
 KIND = "StorageNode"
 MAX_REASON = 4096
-"""Characters of a reason, as the model has it."""
+MAX_LIMIT = 1024
+"""Characters of a reason, and of a limit, as the model has them."""
 
 GATHER = 1.0
 """Seconds in which further answers of servers join the first in one write."""
@@ -124,6 +125,7 @@ def host_facts() -> HostFacts:
                 supported=item.supported,
                 reason=item.reason[:MAX_REASON] or None,
                 formats=item.volume_formats,
+                limits=tuple(limit[:MAX_LIMIT] for limit in item.limits),
             )
             for item in support.supported_types()
         ),
@@ -176,6 +178,8 @@ class NodeReporter:
                 self.report()
             except errors.StorageError as error:
                 log.warning("the node can't be reported: %s", error)
+            except Exception:
+                log.exception("the report of the node broke off")
             if self._news.wait(self._heartbeat):
                 self._stop.wait(GATHER)
 

@@ -30,7 +30,7 @@ def capabilities(output: CapabilityOutput) -> int:
     elif output is CapabilityOutput.JSON:
         put(as_json([_capability(item) for item in listed]))
     else:
-        headings = ["Type", "Supported", "Default format", "Volume formats", "Reason"]
+        headings = ["Type", "Supported", "Default format", "Volume formats", "What is missing"]
         tables.show(headings, [_row(item) for item in listed])
     return 0
 
@@ -41,7 +41,7 @@ def _row(item: Support) -> list[Cell]:
         Cell("yes", "green") if item.supported else Cell("no"),
         Cell(item.type.default_volume_format or tables.NOTHING),
         Cell(" ".join(item.volume_formats) or tables.NOTHING),
-        Cell(item.reason or tables.NOTHING),
+        Cell(item.reason or " ".join(item.limits) or tables.NOTHING),
     ]
 
 
@@ -50,6 +50,7 @@ def _capability(item: Support) -> dict[str, Any]:
         "type": item.type.name,
         "supported": item.supported,
         "reason": item.reason,
+        "limits": list(item.limits),
         "sourceFormats": list(item.type.source_formats),
         "supportedSourceFormats": list(item.source_formats),
         "defaultSourceFormat": item.type.default_source_format,

@@ -1,10 +1,12 @@
 """``capabilities`` and ``find-sources``: what a host can serve, and what pools could stand on."""
 
+import time
 from xml.etree import ElementTree
 
 from backends.base import Operation
 from backends.registry import pool_type, pool_types
 from controller.codecs import libvirtxml
+from tests.cli.conftest import resource
 
 
 def test_capabilities_list_all_types_and_tell_which_are_served(poolkeeper):
@@ -65,3 +67,27 @@ def test_sources_are_written_as_in_a_pool():
         "</sources>",
     ]
     assert libvirtxml.sources([]).splitlines() == ["<sources>", "</sources>"]
+
+
+def test_an_agent_reports_what_its_host_can_serve(poolkeeper, agent):
+    agent("--node-name", "hv-01")
+    while poolkeeper("get", "snode", "hv-01").code:
+        time.sleep(0.1)
+    found = poolkeeper("get", "snode", "hv-01", "-o", "json").json
+    (ready,) = found["status"]["conditions"]
+    assert (ready["type"], ready["status"]) == ("Ready", "True")
+    assert "dir" in found["status"]["serves"].split()
+    heads, row = poolkeeper("get", "snode").out.splitlines()
+    assert heads.split() == ["NAME", "SERVES", "HEARTBEAT", "READY", "AGE"]
+    assert row.startswith("hv-01")
+    assert "Serves" in poolkeeper("describe", "snode", "hv-01").out
+
+
+def test_what_is_to_be_discovered_is_stored_and_left_to_the_agent(poolkeeper, write):
+    spec = {"discover": [{"type": "iscsi", "host": {"name": "192.0.2.1"}}]}
+    result = poolkeeper("apply", "-f", write("node.yaml", resource("StorageNode", "hv-01", spec)))
+    assert result.code == 0
+    assert "the agent of that node" in result.err
+    assert poolkeeper("get", "snode", "hv-01", "-o", "json").json["spec"]["discover"] == [
+        {"type": "iscsi", "host": {"name": "192.0.2.1"}}
+    ]

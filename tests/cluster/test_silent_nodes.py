@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from controller.resources import FINALIZER
 from tests.cluster.sites import Site, address, manifest, until
+from tests.cluster.test_operator import _requests as requests
 
 pytestmark = pytest.mark.cluster
 
+READING = ("GET", "LIST", "WATCH")
 FAST = {"POOLKEEPER_HEARTBEAT": "500ms", "POOLKEEPER_SILENCE": "4s"}
 
 
@@ -161,3 +164,30 @@ def test_nobody_is_taken_for_silent_because_the_server_was_away(site: Site, serv
     time.sleep(8)
     assert site.version(volume) == versions
     site.ready(node(site, "n1"), node(site, "n2"))
+
+
+def test_two_agents_at_rest_write_their_heartbeats_and_nothing_else(
+    site: Site, record_property: Callable[[str, object], None]
+) -> None:
+    site.operator("n1", **FAST)
+    site.operator("n2", **FAST)
+    pools = [site.pool(f"p{number}", f"n{number}") for number in (1, 2)]
+    volumes = [site.volume(f"v{number}", f"p{number}") for number in (1, 2)]
+    site.apply(*pools, *volumes)
+    site.ready(*pools, *volumes, node(site, "n1"), node(site, "n2"))
+    time.sleep(5)
+    before = requests(site.cluster)
+    time.sleep(10)
+    counted = {
+        key: number - before.get(key, 0)
+        for key, number in requests(site.cluster).items()
+        if number > before.get(key, 0)
+    }
+    record_property("requests", counted)
+    print("requests of two agents at rest in 10 s:", counted)
+    writes = {key: number for key, number in counted.items() if key[0] not in READING}
+    assert set(writes) == {("PATCH", "storagenodes", "status")}, counted
+    beats = sum(writes.values())
+    lists = {key[1]: number for key, number in counted.items() if key[0] == "LIST"}
+    assert lists.pop("storagenodes") <= 2 * beats  # whose turn it is, and the nodes for the first
+    assert all(number <= beats for number in lists.values()), counted

@@ -39,6 +39,7 @@ def test_a_format_of_the_source_that_lacks_something_leaves_the_others() -> None
     found = support.support(replace(netfs, format_needs={"cifs": LACKING}))
     assert found.supported
     assert found.source_formats == ("auto", "nfs", "glusterfs")
+    assert any(limit.startswith("No source of format cifs: ") for limit in found.limits)
 
 
 def test_a_type_of_which_every_format_lacks_something_is_not_supported() -> None:
@@ -54,6 +55,13 @@ def test_without_qemu_img_raw_volumes_are_left(monkeypatch: pytest.MonkeyPatch) 
     found = support.support(DIR)
     assert found.supported
     assert set(found.volume_formats) == {"raw", "iso", "dir"}
+    (limit,) = found.limits
+    assert "qcow2" in limit
+    assert "qemu-img is not on this host" in limit
+
+
+def test_a_host_that_has_everything_has_no_limits() -> None:
+    assert support.support(DIR).limits == ()
 
 
 def test_types_that_make_no_volumes_list_no_formats() -> None:
