@@ -437,8 +437,17 @@ _REVIEW = "SelfSubjectAccessReview"
 _CORE_OF_CLUSTER = {"Node": "nodes", "PersistentVolume": "persistentvolumes"}
 
 
-@cache
+_making = threading.Lock()
+
+
 def _resource(kind: str) -> Any:
+    """The client's class for a kind, which the client lets be made once only."""
+    with _making:
+        return _made(kind)
+
+
+@cache
+def _made(kind: str) -> Any:
     """The client's class for a kind of ours, or for one of core/v1."""
     if kind in _CORE:
         return create_namespaced_resource("", "v1", kind, _CORE[kind])

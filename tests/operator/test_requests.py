@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightkube.core.resource_registry import resource_registry
 
 from backends import errors
 from controller.apiserver import ApiServer
@@ -154,3 +155,23 @@ def test_nobody_waits_once_it_is_to_stop(script: Script) -> None:
     with pytest.raises(errors.Inaccessible):
         server.get(KEY)
     assert time.monotonic() - begun < 15
+
+
+def test_threads_that_ask_for_the_first_time_at_once_all_get_an_answer(script: Script) -> None:
+    from controller import apiserver
+
+    apiserver._made.cache_clear()
+    resource_registry.clear()
+    server, answers = ApiServer(), []
+    together = threading.Barrier(8)
+
+    def ask() -> None:
+        together.wait()
+        answers.append(server.get(KEY))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [OBJECT] * 8
