@@ -182,8 +182,9 @@ class DiskBackend(Backend):
 
     def check_volume(self, pool: Pool, volume: Volume) -> None:
         label = _label(pool)
-        with contextlib.suppress(errors.StorageError):
-            label = _find(pool)[1].label
+        if _source(pool).format == "unknown":
+            with contextlib.suppress(errors.StorageError):
+                label = _find(pool)[1].label
         if volume.spec.encryption is not None or volume.backing_path is not None:
             raise errors.Unsupported(
                 f"Volume {volume.name!r} is to be a partition, which is neither encrypted nor "

@@ -57,8 +57,7 @@ class Candidate(PoolUnderTest):
     def remove_volume(self, name: str) -> None:
         node = next(item["node"] for item in self._entries() if item["name"] == name)
         run(*_CHANGED, "--delete", self._link, node.removeprefix(f"{self._disk}p"))
-        run("udevadm", "settle")
-        run("partx", "--update", self._link)
+        run("udevadm", "settle")  # udev has the kernel read the table anew
 
     def plant_obstacle(self) -> None:
         if not self._link.is_symlink():
