@@ -95,6 +95,7 @@ class Job:
         self.published = Progress(done=0, total=0)
         """The progress that was last reported."""
         self.why_cancelled = ""
+        self.ended = threading.Event()
         self.work = Work(report=self._report)
         self._moved = moved
         self._every = every
@@ -347,6 +348,7 @@ class Jobs:
             self._counts[task.verb, outcome] += 1
             wanting = [name for name, item in self._pools.items() if item.waiting]
             self._changed.notify_all()
+        job.ended.set()
         self.wake([*wanting, task.pool])  # those that wait for room first
 
     def _remember(self, task: Task, problem: errors.StorageError) -> None:

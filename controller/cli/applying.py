@@ -29,6 +29,7 @@ from controller.cli.working import (
     exit_code,
     foreign_pools,
     pool_of,
+    pool_to_pass,
     take_over,
     verdicts,
     wait_until,
@@ -50,7 +51,7 @@ _SEEN_BY = {"StorageNode": "the agent of that node looks at it with its next rep
 
 
 @dataclass(slots=True)
-class _Job:
+class Written:
     """What was written to the store, and what has to be seen to.
 
     :param keys: the resources whose state is to be told.
@@ -85,7 +86,7 @@ def apply(
         return 1
     with session.store() as store:
         job = _write(session, store, snapshot)
-        code = _see_to(session, store, job, wait=wait, deadline=Deadline(timeout))
+        code = see_to(session, store, job, wait=wait, deadline=Deadline(timeout))
     return code or (1 if job.failed or snapshot.problems else 0)
 
 
@@ -100,8 +101,8 @@ def _report_refused(snapshot: Snapshot, store: Store) -> int:
     return refused
 
 
-def _write(session: Session, store: Store, snapshot: Snapshot) -> _Job:
-    job = _Job()
+def _write(session: Session, store: Store, snapshot: Snapshot) -> Written:
+    job = Written()
     foreign = foreign_pools([*store.list("StoragePool"), *snapshot.declared], session.node)
     for declared in in_order(snapshot.declared):
         try:
@@ -114,16 +115,16 @@ def _write(session: Session, store: Store, snapshot: Snapshot) -> _Job:
         if declared.kind.name not in WORKED_ON:
             who = _SEEN_BY.get(declared.kind.name, "this release does not act on it")
             say(f"{reference(declared.key)} is stored; {who}.")
-        elif pool_of(applied.resource) in foreign:
+        elif pool_to_pass(store, applied.resource) in foreign:
             say(f"{reference(declared.key)} is stored; another node keeps its pool.")
         else:
             job.keys.append(declared.key)
-            job.pools.add(pool_of(applied.resource))
+            job.pools.add(pool_to_pass(store, applied.resource))
             job.unchanged += [declared.key] if applied.outcome == "unchanged" else []
     return job
 
 
-def _see_to(session: Session, store: Store, job: _Job, *, wait: bool, deadline: Deadline) -> int:
+def see_to(session: Session, store: Store, job: Written, *, wait: bool, deadline: Deadline) -> int:
     """Carry out what was written, and tell what became of it."""
     if not job.keys:
         return 0
@@ -184,19 +185,19 @@ def _work(
             # Where the agent ends meanwhile, the work is ours.
             wait_until(lambda: settled() or lock.try_acquire("command"), deadline)
         if lock.held:
-            with _foreground(session, store) as foreground:
-                foreground.carry_out(pools, retry=wait, deadline=deadline, settled=settled)
+            with foreground(session, store) as worker:
+                worker.carry_out(pools, retry=wait, deadline=deadline, settled=settled)
     return None
 
 
 @contextlib.contextmanager
-def _foreground(session: Session, store: Store) -> Iterator[Foreground]:
+def foreground(session: Session, store: Store) -> Iterator[Foreground]:
     # What the engine logs for an agent is shown here as it happens.
     logging.getLogger("controller").addHandler(logging.NullHandler())
     with progress.shown() as observer:
-        foreground = Foreground(session, store, observer)
-        foreground.recover()
-        yield foreground
+        worker = Foreground(session, store, observer)
+        worker.recover()
+        yield worker
 
 
 def _show_result(store: Store, found: dict[Key, Verdict]) -> None:
@@ -273,7 +274,7 @@ def _kept(resource: AnyResource) -> str:
         return ""
     if getattr(resource.status, "origin", None) == "Adopted":
         return "it was adopted"
-    policy = resource.spec.deletion_policy
+    policy = getattr(resource.spec, "deletion_policy", None)
     if policy in (PoolDeletion.RETAIN, VolumeDeletion.RETAIN):
         return "deletionPolicy is Retain"
     return ""

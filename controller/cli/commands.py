@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from controller.cli import options
+from controller.cli import options, volumecommands
 from controller.cli.options import (
     CapabilityOutput,
     EventOutput,
@@ -29,6 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(volumecommands.app)
 
 
 def _session(state: Path | None, node: str = "", secrets: Path | None = None) -> Session:

@@ -58,6 +58,21 @@ class CapabilityOutput(enum.StrEnum):
     JSON = "json"
 
 
+class WipeAlgorithm(enum.StrEnum):
+    """Patterns that a wipe writes (``backends.images.wiping.PASSES``)."""
+
+    zero = "zero"
+    nnsa = "nnsa"
+    dod = "dod"
+    bsi = "bsi"
+    gutmann = "gutmann"
+    schneier = "schneier"
+    pfitzner7 = "pfitzner7"
+    pfitzner33 = "pfitzner33"
+    random = "random"
+    trim = "trim"
+
+
 class LogLevel(enum.StrEnum):
     """What the agent's log holds."""
 
@@ -74,6 +89,16 @@ def seconds(text: str | float) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != written:
         raise typer.BadParameter(f"{text!r} is not a span of time like 30s, 5m or 1h30m.")
     return float(sum(float(number) * _SECONDS[unit] for number, unit in parts))
+
+
+def size(text: str | int) -> int:
+    """A Kubernetes quantity, such as ``512``, ``1Mi`` or ``20Gi``, in bytes."""
+    from backends import errors, sizes  # noqa: PLC0415 - help does without
+
+    try:
+        return sizes.parse_quantity(str(text))
+    except errors.StorageError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def address(text: str) -> tuple[str, int] | None:

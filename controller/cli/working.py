@@ -20,6 +20,7 @@ from controller.resources import AnyResource, Declared, Key
 from controller.retrying import backoff
 from controller.steps import Observer
 from controller.store import Store
+from controller.worlds import UNBOUND, volume_of
 
 POLL = 0.1
 """Seconds between two looks at what another process does."""
@@ -32,7 +33,7 @@ POOLS_AT_ONCE = 16
 STOP_WITHIN = 20.0
 """Seconds that jobs have to end in, once the command is interrupted."""
 
-WORKED_ON = frozenset({"StoragePool", "StorageVolume"})
+WORKED_ON = frozenset({"StoragePool", "StorageVolume", "VolumeOperation"})
 """Kinds that an engine acts on."""
 
 
@@ -89,6 +90,14 @@ def pool_of(item: AnyResource | Declared) -> str:
     spec: object = item.spec
     reference = getattr(spec, "pool_ref", None)
     return str(reference.name) if reference is not None else ""
+
+
+def pool_to_pass(store: Store, resource: AnyResource) -> str:
+    """The pool whose pass sees to a resource that is stored."""
+    if resource.kind.name != "VolumeOperation":
+        return pool_of(resource)
+    volume = store.get(volume_of(resource))
+    return pool_of(volume) if volume is not None else UNBOUND
 
 
 def foreign_pools(items: Iterable[AnyResource | Declared], node: str) -> set[str]:

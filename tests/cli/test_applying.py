@@ -204,16 +204,17 @@ def test_discovered_volumes_are_adopted_within_one_command(poolkeeper, write, po
     assert ready["status"] == "True"
 
 
-def test_kinds_that_nothing_acts_on_do_not_hold_the_command_up(poolkeeper, write):
+def test_an_operation_on_a_volume_that_is_not_there_waits(poolkeeper, write):
     operation = {
         "apiVersion": "poolkeeper.dev/v1alpha1",
         "kind": "VolumeOperation",
         "metadata": {"name": "wipe"},
         "spec": {"volumeRef": {"name": "disk"}, "operation": "Wipe"},
     }
-    result = poolkeeper("apply", write("wipe.yaml", operation), "--wait")
-    assert result.code == 0
-    assert "does not act on it" in result.err
+    manifest = write("wipe.yaml", operation)
+    result = poolkeeper("apply", manifest, "--wait", "--timeout", "1s")
+    assert result.code == 3
+    assert "is not declared on this node" in result.err
 
 
 def test_another_nodes_pool_is_stored_and_left_alone(poolkeeper, write, pool, volume, images):

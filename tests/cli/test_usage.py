@@ -13,7 +13,7 @@ from controller.cli.session import default_state_directory
 
 COMMANDS = (
     "apply", "plan", "get", "describe", "delete", "wait", "events", "lookup", "xml", "convert",
-    "capabilities", "find-sources", "import-libvirt", "crds", "run", "operator",
+    "capabilities", "find-sources", "import-libvirt", "crds", "run", "operator", "volume",
 )  # fmt: skip
 
 

@@ -1,0 +1,213 @@
+"""A client of an agent's HTTP side for the contents of volumes.
+
+It speaks to the agent of the state directory over that one's socket, or to any by URL. Holes are
+sent and taken as such.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import ssl
+import urllib.parse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends import errors
+from backends.images.transferring import PIECE, Piece
+from controller.codecs.sparsestream import MEDIA_TYPE, PLAIN_MEDIA_TYPE, Decoder, encode
+from controller.contents import Selection
+
+CONNECT_WITHIN = 30.0
+IDLE = 120.0
+"""Seconds in which the agent has to answer, or to take or send something."""
+
+Connect = Callable[[], http.client.HTTPConnection]
+
+
+class NotNow(Exception):
+    """The agent is busy with the volume, and may be asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What the agent says of a volume's contents."""
+
+    size: int
+    reached: int | None
+
+
+class _SocketConnection(http.client.HTTPConnection):
+    """HTTP over a socket of this host, by way of its directory (``serving``)."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=IDLE)
+        self._path = path
+
+    def connect(self) -> None:
+        directory = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY)
+        try:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sock.settimeout(IDLE)
+            self.sock.connect(f"/proc/self/fd/{directory}/{self._path.name}")
+        finally:
+            os.close(directory)
+
+
+def over_socket(path: Path) -> Connect:
+    return lambda: _SocketConnection(path)
+
+
+def over_network(url: str, authority: Path | None) -> Connect:
+    """Connections to ``http://`` or ``https://HOST:PORT``.
+
+    :raises errors.InvalidSpec: it is none of these, or the authority's file is no good.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise errors.InvalidSpec(f"{url!r} is not like https://HOST:PORT.")
+    host, port = parts.hostname, parts.port
+    if parts.scheme == "http":
+        return lambda: http.client.HTTPConnection(host, port, timeout=IDLE)
+    try:
+        context = ssl.create_default_context(cafile=str(authority) if authority else None)
+    except (OSError, ssl.SSLError) as error:
+        raise errors.InvalidSpec(f"{authority} can't be read as certificates: {error}.") from error
+    return lambda: http.client.HTTPSConnection(host, port, timeout=IDLE, context=context)
+
+
+class DataClient:
+    """Asks for one volume.
+
+    All methods raise ``errors.StorageError`` for what the agent refuses, and ``NotNow``.
+    """
+
+    def __init__(self, connect: Connect, token: str, *, namespace: str, volume: str) -> None:
+        self._connect = connect
+        self._headers = {"Authorization": f"Bearer {token}"}
+        self._path = f"/v1/namespaces/{namespace}/volumes/{volume}"
+
+    def describe(self) -> Described:
+        """Ask how large the contents are, and where the last upload broke off."""
+        try:
+            with self._answer("HEAD", self._path + "/data") as answer:
+                reached = answer.headers.get("Upload-Offset")
+                size = int(answer.headers.get("Content-Length") or 0)
+                return Described(size, int(reached) if reached else None)
+        except errors.StorageError:
+            # The answer to a HEAD has no body that says why.
+            self.download(Selection(length=1), lambda piece: None)
+            raise
+
+    def upload(self, pieces: Iterator[Piece], selection: Selection, operation: str = "") -> str:
+        """Send contents; the checksum that the agent took of them, or nothing."""
+        path = f"{self._path}/data?{_query(selection, operation)}"
+        headers = {"Content-Type": MEDIA_TYPE, "Transfer-Encoding": "chunked"}
+        with self._answer("PUT", path, body=encode(pieces), headers=headers) as answer:
+            told = json.loads(answer.read() or b"{}")
+        return str(told.get(selection.checksum, ""))
+
+    def download(
+        self, selection: Selection, take: Callable[[Piece], None], operation: str = ""
+    ) -> None:
+        """Take contents, piece by piece."""
+        path = f"{self._path}/data?{_query(selection, operation)}"
+        wanted = MEDIA_TYPE if selection.sparse else PLAIN_MEDIA_TYPE
+        with self._answer("GET", path, headers={"Accept": wanted}) as answer:
+            if answer.headers.get("Content-Type") != MEDIA_TYPE:
+                _take_plain(answer, take)
+                return
+            decoder = Decoder()
+            with _broken_off():
+                while part := answer.read(PIECE):
+                    for piece in decoder.feed(part):
+                        take(piece)
+            decoder.close()
+
+    @contextlib.contextmanager
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Iterator[bytes | memoryview] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Iterator[http.client.HTTPResponse]:
+        connection = self._connect()
+        try:
+            with _broken_off():
+                # Where the agent does not read to the end, it has said why.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    connection.request(
+                        method,
+                        path,
+                        body,
+                        {**self._headers, **(headers or {})},
+                        encode_chunked=body is not None,
+                    )
+                answer = connection.getresponse()
+                if answer.status >= 300:
+                    raise _refusal(answer)
+            yield answer
+        finally:
+            connection.close()
+
+
+def _take_plain(answer: http.client.HTTPResponse, take: Callable[[Piece], None]) -> None:
+    length = int(answer.headers.get("Content-Length") or 0)
+    came = 0
+    with _broken_off():
+        while part := answer.read(PIECE):
+            came += len(part)
+            take(part)
+    if came != length:
+        raise errors.Interrupted(f"The contents were cut off after {came} bytes.")
+
+
+def _query(selection: Selection, operation: str) -> str:
+    given: dict[str, str] = {}
+    if selection.offset or selection.length:
+        given = {"offset": str(selection.offset), "length": str(selection.length or 0)}
+    if selection.checksum:
+        given["checksum"] = selection.checksum
+    if operation:
+        given["operation"] = operation
+    return urllib.parse.urlencode(given)
+
+
+@contextlib.contextmanager
+def _broken_off() -> Iterator[None]:
+    try:
+        yield
+    except ssl.SSLCertVerificationError as error:
+        raise errors.Inaccessible(
+            f"The agent's certificate is not trusted: {error.verify_message}.",
+            hint="Give its authority by --ca.",
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        said = str(error) or type(error).__name__
+        raise errors.Interrupted(
+            f"The connection to the agent broke off: {said}.", hint="Begin again with --resume."
+        ) from error
+
+
+def _refusal(answer: http.client.HTTPResponse) -> Exception:
+    try:
+        told = json.loads(answer.read() or b"{}")
+    except ValueError:
+        told = {}
+    message = str(told.get("message", f"The agent answered with status {answer.status}."))
+    if answer.status == 503:
+        return NotNow(message)
+    known = {kind.reason: kind for kind in _kinds(errors.StorageError)}
+    return known.get(str(told.get("reason", "")), errors.SystemFailure)(message)
+
+
+def _kinds(base: type[errors.StorageError]) -> Iterator[type[errors.StorageError]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _kinds(kind)
