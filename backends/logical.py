@@ -87,7 +87,7 @@ class LogicalBackend(LogicalVolumes):
 
     def observe(self, pool: Pool) -> PoolFacts:
         try:
-            group = lvm.report(pool.source_name)
+            group = self.report(pool.source_name)
             if group is None:
                 return _observe_devices(pool)
             return self._observe_group(pool, group)
@@ -212,7 +212,7 @@ class LogicalBackend(LogicalVolumes):
 
     def delete(self, pool: Pool) -> None:
         """Remove our thin pool, the group, and the labels of its physical volumes."""
-        group = lvm.report(pool.source_name)
+        group = self.report(pool.source_name)
         if group is not None:
             if group.mark is None or group.mark.resource != pool.resource:
                 raise errors.OwnedByOther(

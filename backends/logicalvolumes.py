@@ -55,6 +55,8 @@ class LogicalVolumes(Backend):
         super().__init__(context)
         self._staged: set[tuple[str, str]] = set()
         """Groups and reserved names of volumes that a thread is making."""
+        self._devices: dict[str, tuple[str, ...]] = {}
+        """Devices of groups, as the last look at all devices found them."""
 
     def run(self, argv: Sequence[str], work: Work | None = None) -> None:
         lvm.run(
@@ -63,12 +65,26 @@ class LogicalVolumes(Backend):
             cancel=work.cancel if work is not None else None,
         )
 
+    def report(self, name: str) -> VolumeGroup | None:
+        """Look at a group: at its devices alone as long as it is whole on them, else at all."""
+        known = self._devices.get(name)
+        if known:
+            with contextlib.suppress(errors.CommandFailed, errors.Inaccessible):
+                group = lvm.report(name, devices=known)
+                if group is not None and not group.missing:
+                    return group
+        group = lvm.report(name)
+        whole = group is not None and not group.missing
+        found = tuple(item.name for item in group.devices) if group is not None else ()
+        self._devices[name] = found if whole else ()
+        return group
+
     def group(self, pool: Pool) -> VolumeGroup:
         """The group as it is now.
 
         :raises errors.Inaccessible: LVM does not see it.
         """
-        group = lvm.report(pool.source_name)
+        group = self.report(pool.source_name)
         if group is None:
             raise errors.Inaccessible(
                 f"Volume group {pool.source_name!r} is not there.",
@@ -249,7 +265,7 @@ class LogicalVolumes(Backend):
             yield name
         except BaseException:
             with contextlib.suppress(errors.StorageError):
-                left = lvm.report(group.name)
+                left = self.report(group.name)
                 if left is not None and name in left.volumes:
                     self.remove(left, left.volumes[name])
             raise

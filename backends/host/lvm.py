@@ -24,8 +24,9 @@ from backends.host.marks import Mark, Origin
 REPORT_SECONDS = 60.0
 """How long one look at a volume group may take."""
 
-CONFIG = "log/report_command_log=1 backup/archive=0"
-"""Settings for every command: errors within reports, and no copy of the metadata per change."""
+CONFIG = "log/report_command_log=1 backup/archive=0 devices/ignore_suspended_devices=1"
+"""Settings for every command: errors within reports, no copy of the metadata per change, and no
+waiting for device mapper's devices that are suspended."""
 
 TAG = "poolkeeper."
 """How the tags begin that say whose a group or volume is."""
@@ -153,12 +154,15 @@ class VolumeGroup:
         return mark_of(self.tags)
 
 
-def report(name: str) -> VolumeGroup | None:
+def report(name: str, *, devices: Sequence[str] = ()) -> VolumeGroup | None:
     """Look at a volume group; None where LVM sees no such group on any device that it looks at.
 
+    :param devices: the only ones to look at, so that none that hangs holds it up; all if empty.
     :raises errors.Inaccessible: several groups have the name, or LVM can't read it.
     """
-    done = commands.run(report_command(name), timeout=REPORT_SECONDS, expected=(0, 5))
+    done = commands.run(
+        report_command(name, devices=devices), timeout=REPORT_SECONDS, expected=(0, 5)
+    )
     try:
         told = json.loads(done.stdout)
     except ValueError as error:
@@ -191,8 +195,10 @@ def _require_absence(name: str, messages: Sequence[str]) -> None:
     )
 
 
-def report_command(name: str) -> tuple[str, ...]:
+def report_command(name: str, *, devices: Sequence[str] = ()) -> tuple[str, ...]:
     argv = ["lvm", "fullreport", "--config", CONFIG, "--reportformat", "json"]
+    if devices:
+        argv += ["--devices", ",".join(devices)]
     argv += ["--units", "b", "--nosuffix", "--binary"]
     for kind, fields in _FIELDS.items():
         argv += ["--configreport", kind, "--options", ",".join(fields)]

@@ -40,6 +40,13 @@ class Cable:
         self._load(self._table())
         self.is_cut = False
 
+    def freeze(self) -> None:
+        """Reads and writes wait, as on a server that is silent, until ``thaw``."""
+        run("dmsetup", "suspend", "--noflush", "--nolockfs", self._name)
+
+    def thaw(self) -> None:
+        run("dmsetup", "resume", self._name)
+
     def _load(self, table: str) -> None:
         run("dmsetup", "suspend", "--noflush", "--nolockfs", self._name)
         run("dmsetup", "reload", self._name, "--table", table)
