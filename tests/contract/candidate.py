@@ -32,6 +32,7 @@ class PoolUnderTest(ABC):
     :cvar resizable: one of them that can be made larger and smaller.
     :cvar allocated: one of them whose volumes take all their space, and hold bytes as written.
     :cvar sparse: members of a volume that takes as little space as the type can give it.
+    :cvar shrinking: members of ``resize`` that let an empty volume of ``resizable`` shrink.
     :cvar directory: whether the pool's target is a directory with permissions of its own.
     :cvar given: name of a volume of 4 MiB that is there from the start, where none can be made.
     :cvar planted_format: what ``plant_volume`` makes, as a look at the pool shows it.
@@ -49,6 +50,7 @@ class PoolUnderTest(ABC):
     resizable: ClassVar[str | None] = None
     allocated: ClassVar[str | None] = None
     sparse: ClassVar[Mapping[str, Any]] = {}
+    shrinking: ClassVar[Mapping[str, bool]] = {"allowShrink": True}
     directory: ClassVar[bool] = False
     given: ClassVar[str] = ""
     planted_format: ClassVar[str | None] = "raw"

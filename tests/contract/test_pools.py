@@ -190,7 +190,7 @@ def test_a_volume_shrinks_only_where_that_is_allowed(keeper, place):
     keeper.settle()
     assert "allowShrink" in keeper.assert_stalled(DISK, "ShrinkNotAllowed")
     assert place.size_of("disk") == 8 * MIB
-    smaller["spec"]["resize"] = {"allowShrink": True}
+    smaller["spec"]["resize"] = place.shrinking
     keeper.apply(smaller)
     keeper.settle()
     keeper.assert_ready(DISK)

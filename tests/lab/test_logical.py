@@ -186,7 +186,7 @@ def test_data_past_the_end_is_lost_only_by_name(keeper: Keeper, device: Spares) 
     start(keeper, fast(device(64 * MIB)), disk(capacity="16Mi"))
     write("disk", 12 * MIB, b"data")
     start(keeper, disk(capacity="8Mi", resize={"allowShrink": True}))
-    assert "past 8Mi" in keeper.assert_stalled(DISK, "ShrinkNotAllowed")
+    assert "allowDataLoss" in keeper.assert_stalled(DISK, "ShrinkNotAllowed")
     assert size_of() == 16 * MIB
     start(keeper, disk(capacity="8Mi", resize={"allowShrink": True, "allowDataLoss": True}))
     keeper.assert_ready(DISK)

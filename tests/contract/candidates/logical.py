@@ -20,6 +20,7 @@ class Candidate(PoolUnderTest):
     type = pool_type("logical")
     makeable = {None: None}
     planted_format = None
+    shrinking = {"allowShrink": True, "allowDataLoss": True}  # all of it is allocated
     commands_per_look = 1
     commands_to_plan = 3  # its report, and a probe of each device
     has_stand_in = False  # LVM makes no second group of a name whose volumes are active
