@@ -27,7 +27,8 @@ class Candidate(PoolUnderTest):
     allocated = "none"
     planted_format = "linux"
     stand_in_reason = "DeviceChanged"
-    commands_per_look = 2  # one once it is built, two while something else is on the disk
+    commands_per_look = 1
+    commands_to_plan = 3  # what else is on the disk, once udev is done with it
 
     def __init__(self, root: Path, spares: Spares) -> None:
         super().__init__(root, spares)
