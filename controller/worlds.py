@@ -192,7 +192,7 @@ class World:
             raise errors.NotFound(
                 f"{resource.key} is a clone of {key}, which is not declared.", hint="Declare it."
             )
-        name = source.spec.pool_ref.name
+        name = pool_name(source)
         self._admit(resource, name)
         pool = self.pool(name)
         if source.deleting:

@@ -136,6 +136,20 @@ def test_a_source_that_is_not_declared_is_waited_for_by_name(keeper, images):
     keeper.assert_ready(COPY)
 
 
+def test_a_source_that_waits_for_a_pool_itself_is_waited_for_by_name(keeper, images):
+    waiting = base(pool_selector={"matchLabels": {"app": "none"}})
+    del waiting["spec"]["poolRef"]
+    start(
+        keeper,
+        dir_pool("images", images),
+        waiting,
+        clone("copy", "base"),
+        volume("other", "images", capacity="1Mi", allocation=0),
+    )
+    assert "not there yet" in keeper.assert_retrying(COPY, "NotFound")
+    keeper.assert_ready(pool_key("images"), volume_key("other"))
+
+
 def test_a_source_that_is_going_is_waited_for_by_name(keeper, images):
     start(keeper, dir_pool("images", images), base(deletion_policy="Delete"))
     keeper.apply(base(deletion_policy="Delete", suspend=True))
