@@ -46,6 +46,9 @@ FLUCTUATING = ("allocation", "available", "physical")
 
 T = TypeVar("T", bound=StatusBase)
 
+PROGRESSING = "Progressing"
+"""The reason of Ready, while it is False for no other cause than work that goes on."""
+
 Truth = Literal["True", "False", "Unknown"]
 
 
@@ -121,7 +124,7 @@ def progress_aspects(
         aspects = [Aspect(type="Ready", status="False", reason=worst.reason, message=str(worst))]
     elif plan.actions and not suspended:
         waiting = f"{plan.actions[0].verb}: {plan.actions[0].reason}"
-        aspects = [Aspect(type="Ready", status="False", reason="Progressing", message=waiting)]
+        aspects = [Aspect(type="Ready", status="False", reason=PROGRESSING, message=waiting)]
     else:
         aspects = [good]
     aspects.append(_sync(plan, worst, suspended=suspended))
@@ -130,7 +133,7 @@ def progress_aspects(
             Aspect(type="Stalled", status="True", reason=worst.reason, message=str(worst))
         )
     elif worst is not None or (plan.actions and not suspended):
-        reason = "Retrying" if worst is not None else "Progressing"
+        reason = "Retrying" if worst is not None else PROGRESSING
         message = str(worst) if worst is not None else aspects[0].message
         aspects.append(Aspect(type="Reconciling", status="True", reason=reason, message=message))
     return aspects

@@ -51,8 +51,9 @@ def _trouble(former: StatusBase, status: StatusBase) -> list[News]:
         before and (before.reason, before.message) == (after.reason, after.message)
     ):
         return []
-    if after.status == "False":
-        return [News("Warning", after.reason, after.message)]
+    if after.status == "False":  # work that goes on is no trouble
+        progressing = after.reason == summarising.PROGRESSING
+        return [] if progressing else [News("Warning", after.reason, after.message)]
     if before is not None and before.status == "False":
         return [News("Normal", "Ready", after.message)]
     return []

@@ -31,6 +31,7 @@ def test_other_volumes_are_made_while_a_job_runs_and_its_leftovers_are_left_alon
     keeper.assert_ready(POOL, volume_key("quick"))
     assert keeper.truth(SLOW, "Ready") == "False"
     assert (keeper.reason(SLOW), keeper.truth(SLOW, "Reconciling")) == ("Progressing", "True")
+    assert keeper.reasons(SLOW) == []
     assert keeper.backend.begun["slow"] == 1
     assert sorted(os.listdir(images)) == ["quick"]
     keeper.let_go()
