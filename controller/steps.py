@@ -36,6 +36,9 @@ _DONE = {
 }
 """What the event of a finished step says: its reason, and how its message begins."""
 
+_FILLED = {"clone": "Cloned", "http": "Imported", "file": "Imported"}
+"""The reason for a volume that was made from such a source."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
@@ -106,6 +109,8 @@ class Steps:
         self._observer.ended(action, problem)
         if problem is None:
             reason, told = _DONE[action.verb]
+            if action.verb is Verb.CREATE_VOLUME and volume is not None:
+                reason = _FILLED.get(_source(volume), reason)
             message = told.format(place=action.place, reason=action.reason)
             self.tell(resource, "Normal", reason, message)
         else:
@@ -218,3 +223,10 @@ _VOLUME_STEPS: dict[Verb, Callable[[Backend, Pool, Volume, Work], None]] = {
     ),
     Verb.DELETE_VOLUME: _delete,
 }
+
+
+def _source(volume: Volume) -> str:
+    """Which source a volume is made from; empty for a blank one."""
+    source = volume.spec.source
+    given = [name for name in _FILLED if source is not None and getattr(source, name) is not None]
+    return given[0] if given else ""

@@ -119,7 +119,7 @@ def test_a_terminal_failure_looks_failed_and_ends_with_a_change_of_the_spec(
     keeper.settle()
     keeper.apply(disk(capacity="1Mi"))  # smaller, which is not allowed
     keeper.settle()
-    keeper.apply(disk(capacity="1Mi", resize={"allowShrink": True}))
+    keeper.apply(disk(capacity="1Mi", resize={"allowShrink": True, "allowDataLoss": True}))
     keeper.settle()
     assert watching.early == []
     assert watching.seen[DISK] == [

@@ -34,6 +34,7 @@ def test_a_clone_has_the_contents_of_its_source(keeper, images, source, target):
     driver = "vpc" if target == "vpc" else target
     assert same_contents(images / "base", images / "copy", source, driver)
     assert marked(images / "copy")["origin"] == "Created"
+    assert "Cloned" in keeper.reasons(COPY)
     assert keeper.planned() == {}
     assert sorted(os.listdir(images)) == ["base", "copy"]
 
