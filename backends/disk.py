@@ -380,11 +380,13 @@ class DiskBackend(Backend):
             yield contents
 
     def users(self, pool: Pool, volume: Volume) -> tuple[str, ...]:
+        """Nobody uses what the kernel does not show: its deletion may have been cut short there."""
         try:
             disk, table = _find(pool)
-            return blockvolumes.users_of(_node(disk, self._partition(pool, disk, table, volume)))
+            item = self._partition(pool, disk, table, volume)
         except errors.NotFound:
             return ()
+        return blockvolumes.users_of(_node(disk, item)) if _is_shown(disk, item) else ()
 
     def delete_volume(self, pool: Pool, volume: Volume) -> None:
         with self._changing(pool) as (disk, table):

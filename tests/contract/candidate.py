@@ -40,6 +40,7 @@ class PoolUnderTest(ABC):
     :cvar stand_in_reason: why a pool isn't Ready in whose place something else stands, once it was
         there.
     :cvar commands_per_look: the most host commands that one look at an unchanged pool runs.
+    :cvar runs_commands: whether a pool or volume is made or deleted by host commands.
     :cvar commands_to_plan: the most that a plan for a pool runs that is not there.
     :cvar has_stand_in: whether another backing can take the place of one that is hidden.
     """
@@ -57,6 +58,7 @@ class PoolUnderTest(ABC):
     obstacle_reason: ClassVar[str] = "OverwriteRefused"
     stand_in_reason: ClassVar[str] = "Inaccessible"
     commands_per_look: ClassVar[int] = 0
+    runs_commands: ClassVar[bool] = True
     commands_to_plan: ClassVar[int] = 0
     has_stand_in: ClassVar[bool] = True
 

@@ -569,7 +569,7 @@ def test_making_survives_a_kill_between_any_two_steps(place, tmp_path):
         lambda keeper: make(keeper, *documents),
         finished=lambda keeper: keeper.assert_ready(POOL, DISK),
         undone=delete,
-        commands_only=place.lab,
+        commands_only=place.lab and place.runs_commands,
     )
     assert kills > 0
 
@@ -582,6 +582,6 @@ def test_deleting_survives_a_kill_between_any_two_steps(place, tmp_path):
         delete,
         prepared=lambda keeper: make(keeper, *documents),
         finished=lambda keeper: assert_gone(keeper, place),
-        commands_only=place.lab,
+        commands_only=place.lab and place.runs_commands,
     )
     assert kills > 0

@@ -18,6 +18,7 @@ class Candidate(PoolUnderTest):
     type = pool_type("scsi")
     given = "unit:0:1:0"
     planted_format = None
+    runs_commands = False
 
     def __init__(self, root: Path, spares: Spares) -> None:
         super().__init__(root, spares)
