@@ -7,7 +7,6 @@ says of a group that it does not find, or finds twice, stands in the report's ow
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -307,7 +306,8 @@ def _meaning(error: errors.CommandFailed) -> errors.StorageError:
 
 def tags_of(mark: Mark) -> tuple[str, ...]:
     """The tags that say whose something is."""
-    return tuple(f"{TAG}{name}={value}" for name, value in dataclasses.asdict(mark).items())
+    values = {"uid": mark.uid, "resource": mark.resource, "origin": mark.origin}
+    return tuple(f"{TAG}{name}={value}" for name, value in values.items())
 
 
 def mark_of(tags: Sequence[str]) -> Mark | None:
