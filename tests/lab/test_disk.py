@@ -259,6 +259,7 @@ def test_labels_that_parted_writes(keeper: Keeper, device: Spares, label: str) -
     assert (
         int(run("blockdev", "--getsize64", node)) == keeper.get(volume_key("two")).status.capacity
     )
+    run("udevadm", "settle")  # parted had the label read anew, which makes the nodes anew
     written = keeper.recorded()
     keeper.reconcile()
     assert keeper.recorded() == written
