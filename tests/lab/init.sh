@@ -39,8 +39,10 @@ run_tests() {
     cd /lab/project
     # Compiled modules are kept for the next run; the project itself is read-only here.
     POOLKEEPER_LAB_GUEST=1 PYTHONPYCACHEPREFIX=/lab/compiled HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis \
-        xargs -0 -a /lab/output/arguments "$(cat /lab/output/python)" -m pytest \
-        -p no:cacheprovider --junitxml=/lab/output/junit.xml
+        xargs -0 -a /lab/output/arguments sh -c '"$@"; echo $? >/run/ended' tests \
+        "$(cat /lab/output/python)" -m pytest \
+        -o cache_dir=/lab/output/cache --junitxml=/lab/output/junit.xml
+    return "$(cat /run/ended)" # xargs has a status of its own
 }
 
 run_command() {
