@@ -35,7 +35,7 @@ PROMISES: Mapping[str, tuple[Operation | None, str]] = {
     "foreign data": (Operation.BUILD, "skipped"),
     "full pool": (Operation.CREATE_VOLUME, "skipped"),
     "unreachable": (None, ""),
-    "lost store": (None, ""),
+    "lost store": (Operation.CREATE_VOLUME, "skipped"),
 }
 """Rows: what a pool type has to promise for each, None for all types, and the outcome for a type
 that does not. A test says with its mark ``operation`` which of them it is about."""
