@@ -303,6 +303,8 @@ BAD_POOLS = (
          ("spec.poolName",)),
     Case("a volume group like an option", pool("type: logical, logical: {volumeGroup: '--yes'}"),
          ("spec.logical.volumeGroup",)),
+    Case("a thin pool for thick volumes", pool("type: logical, logical: {thinPool: {}}"),
+         ("spec.logical", "thinPool is only for provisioning Thin")),
     Case("a uuid in capitals", pool(f"{DIR}, uuid: {UUID.upper()}"), ("spec.uuid",)),
     Case("a span of time in words", pool(f"{DIR}, refresh: {{interval: 5 minutes}}"),
          ("spec.refresh.interval",)),

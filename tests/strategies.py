@@ -192,6 +192,11 @@ def _repair_iscsi(draw: st.DrawFn, drawn: Object, properties: Properties) -> Non
         drawn.pop("mutualAuth", None)
 
 
+def _repair_logical(draw: st.DrawFn, drawn: Object, properties: Properties) -> None:
+    if drawn.get("provisioning") != "Thin":
+        drawn.pop("thinPool", None)
+
+
 def _repair_netfs(draw: st.DrawFn, drawn: Object, properties: Properties) -> None:
     if drawn.get("format") not in (None, "auto", "nfs"):
         drawn.pop("protocolVersion", None)
@@ -263,6 +268,7 @@ _REPAIRS: dict[str, Repair] = {
     "BackingStore": _exactly_one("volumeRef", "path"),
     "Adapter": _repair_adapter,
     "IscsiSource": _repair_iscsi,
+    "LogicalSource": _repair_logical,
     "NetfsSource": _repair_netfs,
     "Encryption": _repair_encryption,
     "StoragePoolSpec": _repair_pool,

@@ -210,7 +210,7 @@ def test_a_resource_that_cannot_be_read_is_named_and_hides_no_other(filled):
     import sqlite3
 
     with sqlite3.connect(filled.state / "store.db") as connection:
-        connection.execute("UPDATE resources SET spec = '{}' WHERE name = 'overlay'")
+        connection.execute("UPDATE resources SET spec = '[]' WHERE name = 'overlay'")
     result = filled("get", "svol")
     assert "overlay" in result.err
     assert "disk" in result.out

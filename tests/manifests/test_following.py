@@ -47,7 +47,7 @@ class Followed:
         return self.get("StorageVolume", name)
 
     def all_ready(self, count):
-        found = self.store.list()
+        found = [*self.store.list("StoragePool"), *self.store.list("StorageVolume")]
         return len(found) == count and all(ready(item) for item in found)
 
     def told(self, reason, words):

@@ -21,6 +21,7 @@ SIZE = 64 * MIB
 
 
 class Candidate(Dir):
+    commands_to_plan = 1  # what else is on the device
     type = pool_type("fs")
     obstacle_reason = "OverwriteRefused"
     stand_in_reason = "DeviceChanged"
