@@ -82,7 +82,8 @@ def test_a_refused_change_stalls_and_the_way_out_is_taken(site: Site) -> None:
     site.apply(site.volume("a", capacity="1Mi"))
     site.wait(volume, "--for=condition=Stalled")
     assert (site.directory("images") / "a").stat().st_size == 3 * 2**20
-    site.apply(site.volume("a", capacity="1Mi", resize={"allowShrink": True}))
+    allowed = {"allowShrink": True, "allowDataLoss": True}
+    site.apply(site.volume("a", capacity="1Mi", resize=allowed))
     site.ready(volume)
     assert (site.directory("images") / "a").stat().st_size == 2**20
 
