@@ -142,7 +142,16 @@ def see_to(session: Session, store: Store, job: Written, *, wait: bool, deadline
             return False
         return Verdict.PENDING not in verdicts(store, job.keys).values()
 
-    early = _work(session, store, job.pools, wait=wait, deadline=deadline, settled=settled, ask=ask)
+    early = _work(
+        session,
+        store,
+        job.pools,
+        job.keys,
+        wait=wait,
+        deadline=deadline,
+        settled=settled,
+        ask=ask,
+    )
     if early is not None:
         return early
     found = verdicts(store, job.keys)
@@ -160,6 +169,7 @@ def _work(
     session: Session,
     store: Store,
     pools: set[str],
+    concerned: Sequence[Key],
     *,
     wait: bool,
     deadline: Deadline,
@@ -168,6 +178,7 @@ def _work(
 ) -> int | None:
     """Pass over pools here, or leave it to the agent and wait for it if asked to.
 
+    :param concerned: the resources on whose behalf that is.
     :param ask: makes the agent look now, before it is waited for.
     :returns: the exit code where nobody waits for the result or nobody could begin, else None.
     """
@@ -182,19 +193,24 @@ def _work(
             if not wait:
                 return 0
             ask()
-            # Where the agent ends meanwhile, the work is ours.
-            wait_until(lambda: settled() or lock.try_acquire("command"), deadline)
+            with progress.shown(store, concerned):
+                # Where the agent ends meanwhile, the work is ours.
+                wait_until(lambda: settled() or lock.try_acquire("command"), deadline)
         if lock.held:
-            with foreground(session, store) as worker:
+            with foreground(session, store, concerned) as worker:
                 worker.carry_out(pools, retry=wait, deadline=deadline, settled=settled)
     return None
 
 
 @contextlib.contextmanager
-def foreground(session: Session, store: Store) -> Iterator[Foreground]:
+def foreground(
+    session: Session, store: Store, concerned: Sequence[Key] = ()
+) -> Iterator[Foreground]:
     # What the engine logs for an agent is shown here as it happens.
     logging.getLogger("controller").addHandler(logging.NullHandler())
-    with progress.shown() as observer:
+    # Operations are no actions of a plan; their status alone tells how far they are.
+    operations = [key for key in concerned if key.kind == "VolumeOperation"]
+    with progress.shown(store, operations) as observer:
         worker = Foreground(session, store, observer)
         worker.recover()
         yield worker
@@ -297,7 +313,7 @@ def _let_go(
         return all(store.get(key) is None for key in held)
 
     pools = {pool_of(present[key]) for key in held} - {""}
-    early = _work(session, store, pools, wait=wait, deadline=deadline, settled=gone)
+    early = _work(session, store, pools, held, wait=wait, deadline=deadline, settled=gone)
     if early is not None:
         return early
     return _report_held(store, held, waited=wait)
@@ -335,7 +351,8 @@ def wait(
             return 1
         if AgentLock(session.state).holder() is None:
             say("No agent keeps this state now; nothing changes until something does.", "yellow")
-        left = _wait(store, keys, wanted, condition, deadline)
+        with progress.shown(store, keys):
+            left = _wait(store, keys, wanted, condition, deadline)
         return _report_left(left, wanted, condition, deadline)
 
 

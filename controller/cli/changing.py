@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
-import threading
-from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
@@ -24,7 +21,6 @@ from backends.spec import (
     Wipe,
 )
 from controller.cli.applying import Written, foreground, see_to
-from controller.cli.bars import Bar
 from controller.cli.objects import missing, reference
 from controller.cli.printing import put, report, say
 from controller.cli.session import Session
@@ -36,9 +32,6 @@ from controller.worlds import volume_name
 
 RECORD_SECONDS = 3600
 """How long the record of a wipe is kept after its end."""
-
-LOOK_EVERY = 0.5
-"""Seconds between two looks at how far an operation is."""
 
 
 def volume_key(name: str, namespace: str) -> Key:
@@ -195,8 +188,7 @@ def wipe(
         put(f"{reference(declared.key)} created")
         written = Written(keys=[declared.key], pools={pool_of(volume)})
         try:
-            with _progress(store, declared.key):
-                return see_to(session, store, written, wait=wait, deadline=Deadline(timeout))
+            return see_to(session, store, written, wait=wait, deadline=Deadline(timeout))
         except KeyboardInterrupt:
             _cancel(session, store, applied.resource, pool_of(volume))
             raise
@@ -214,28 +206,3 @@ def _cancel(session: Session, store: Store, operation: AnyResource, pool: str) -
         if lock.try_acquire("command"):
             with foreground(session, store) as worker:
                 worker.engine.reconcile(pool)
-
-
-@contextlib.contextmanager
-def _progress(store: Store, key: Key) -> Iterator[None]:
-    """Draw how far an operation is, whoever carries it out."""
-    over = threading.Event()
-
-    def draw(bar: Bar) -> None:
-        while not over.wait(LOOK_EVERY):
-            with contextlib.suppress(errors.StorageError):
-                found = store.get(key)
-                progress = found.status.progress if found is not None else None
-                if progress is not None:
-                    bar.show(progress.bytes_done or 0, progress.bytes_total or 0)
-
-    with Bar(f"Wipe {key.name}") as bar:
-        thread = threading.Thread(target=draw, args=(bar,), daemon=True)
-        if bar.drawn:
-            thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            if bar.drawn:
-                thread.join()

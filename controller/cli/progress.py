@@ -1,27 +1,56 @@
-"""What a pass does, as it does it: drawn on a terminal, told in lines elsewhere."""
+"""What is done here or by an agent, as it is done: drawn on a terminal, told in lines elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Hashable, Iterator
 
 from backends import errors
 from backends.base import Progress as Bytes
+from backends.sizes import format_human
 from controller.cli.printing import one_line, painted, say
 from controller.planning import Action, Impact
+from controller.resources import Key
 from controller.steps import Observer
+from controller.store import Store
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at the progress that a status has."""
 
 
 @contextlib.contextmanager
-def shown() -> Iterator[Observer]:
-    """An observer that shows actions on standard error while the context is open."""
+def shown(store: Store, followed: Collection[Key] = ()) -> Iterator[Observer]:
+    """An observer that shows actions on standard error while the context is open.
+
+    :param followed: resources of which the progress in their status is shown too, whoever makes it.
+    """
     if not sys.stderr.isatty():
         yield Observer(ended=_tell)
         return
-    with _Live() as live:
+    with _Live() as live, _following(live, store, followed):
         yield Observer(began=live.began, moved=live.moved, ended=live.ended)
+
+
+@contextlib.contextmanager
+def _following(live: _Live, store: Store, keys: Collection[Key]) -> Iterator[None]:
+    """Draw what statuses say of progress, in a thread of its own."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK_EVERY):
+            for key in keys:
+                with contextlib.suppress(errors.StorageError):  # who waits for it tells
+                    live.look(key, store)
+
+    thread = threading.Thread(target=look, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _tell(action: Action, problem: errors.StorageError | None) -> None:
@@ -49,11 +78,12 @@ class _Live:
         )
 
         self._lock = threading.Lock()
-        self._tasks: dict[int, TaskID] = {}
+        self._tasks: dict[Hashable, TaskID] = {}
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
+            TextColumn("{task.fields[amount]}", markup=False),
             TimeElapsedColumn(),
             console=Console(stderr=True, highlight=False),
             transient=True,
@@ -67,21 +97,40 @@ class _Live:
         self._progress.stop()
 
     def began(self, action: Action) -> None:
-        task = self._progress.add_task(one_line(f"{action.verb} {action.target}"), total=None)
-        with self._lock:
-            self._tasks[id(action)] = task
+        self._draw(id(action), f"{action.verb} {action.target}", Bytes(done=0, total=0))
 
     def moved(self, action: Action, done: Bytes) -> None:
-        with self._lock:
-            task = self._tasks.get(id(action))
-        if task is not None:
-            self._progress.update(task, completed=done.done, total=done.total or None)
+        self._draw(id(action), f"{action.verb} {action.target}", done)
 
     def ended(self, action: Action, problem: errors.StorageError | None) -> None:
-        with self._lock:
-            task = self._tasks.pop(id(action), None)
-        if task is not None:
-            self._progress.remove_task(task)
+        self._remove(id(action))
         colour = "red" if problem else "yellow" if action.impact is Impact.DESTRUCTIVE else "green"
         line = painted(ended_line(action, problem), colour, sys.stderr)
         self._progress.console.out(line, highlight=False)
+
+    def look(self, key: Key, store: Store) -> None:
+        """Draw the progress that the status of a resource has now."""
+        found = store.get(key)
+        progress = getattr(found.status, "progress", None) if found is not None else None
+        if progress is None:
+            self._remove(key)
+            return
+        done = Bytes(done=progress.bytes_done or 0, total=progress.bytes_total or 0)
+        self._draw(key, f"{progress.operation} {key}", done)
+
+    def _draw(self, what: Hashable, label: str, done: Bytes) -> None:
+        with self._lock:
+            if what not in self._tasks:
+                task = self._progress.add_task(one_line(label), total=None, amount="")
+                self._tasks[what] = task
+            total = done.total or None
+            amount = f"{format_human(done.done)} of {format_human(total)}" if total else ""
+            self._progress.update(
+                self._tasks[what], completed=done.done, total=total, amount=amount
+            )
+
+    def _remove(self, what: Hashable) -> None:
+        with self._lock:
+            task = self._tasks.pop(what, None)
+            if task is not None:
+                self._progress.remove_task(task)
