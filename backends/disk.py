@@ -3,6 +3,7 @@
 On a gpt label the partition's name is the volume's, and its UUID is made of the name of the
 resource that it was made for, so that what is ours is known also when all state is lost. The entry
 is written in one go, after what stood there was cleared: a partition is complete or not there.
+One that gets contents when it is made has a reserved name until they are all there.
 Other labels keep neither, so the state directory has both, under the disk's identity and the
 partition's bounds, which unlike its number never change.
 """
@@ -19,7 +20,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from backends import blockvolumes, diskspace, errors, madefor, names
+from backends import blockvolumes, diskspace, errors, filling, madefor, names
 from backends.base import (
     Backend,
     BackendContext,
@@ -77,6 +78,8 @@ class DiskBackend(Backend):
         """One change of a table at a time, by disk."""
         self._paths: dict[tuple[str, str], str] = {}
         """Path of each volume as last observed, by the pool's uid and the volume's name."""
+        self._filling: set[tuple[str, str]] = set()
+        """Disks and reserved names of partitions that a thread is filling."""
 
     def claims(self, pool: Pool) -> frozenset[str]:
         return frozenset({f"device {pathlib.Path(_source(pool).device.path).resolve()}"})
@@ -114,7 +117,7 @@ class DiskBackend(Backend):
             available=free,
             volumes=listed,
             free_extents=found,
-            leftovers=tuple(self._leftovers(disk, table)),
+            leftovers=tuple(self._leftovers(pool, disk, table)),
         )
 
     def _pool_mark(self, pool: Pool, table: Table, identity: str) -> Mark | None:
@@ -135,17 +138,38 @@ class DiskBackend(Backend):
         return found
 
     def _named(self, pool: Pool, disk: BlockDevice, table: Table) -> dict[str, Partition]:
-        """The partitions by the names of their volumes."""
+        """The complete partitions by the names of their volumes."""
         marks = {item.number: self._mark(disk, table, item) for item in table.partitions}
+        staged = {item.number for _, item in self._staged(pool, disk, table)}
+        complete = replace(
+            table, partitions=tuple(item for item in table.partitions if item.number not in staged)
+        )
         known = partitions.shown(disk.node)
-        return {name: item for item, name in _names(pool, table, marks, known)}
+        return {name: item for item, name in _names(pool, complete, marks, known)}
+
+    def _staged(
+        self, pool: Pool, disk: BlockDevice, table: Table
+    ) -> Iterator[tuple[str, Partition]]:
+        """The partitions of ours that have not got all their contents, by their reserved names."""
+        for item in table.partitions:
+            mark = self._mark(disk, table, item)
+            kept = mark.name if mark is not None else ""
+            name = item.name if table.label == "gpt" else kept
+            if name.startswith(names.RESERVED_PREFIX) and (
+                mark is not None
+                or any(madefor.is_for(item.uuid, owner) for owner in pool.owners.values())
+            ):
+                yield name, item
 
     def _mark(self, disk: BlockDevice, table: Table, item: Partition) -> Mark | None:
         return self.context.marks.read_named(_identity(disk, table, item))
 
-    def _leftovers(self, disk: BlockDevice, table: Table) -> Iterator[str]:
-        """Marks of partitions that were never made, or are gone. A change that is under way has
-        its mark before its partition, and the lock."""
+    def _leftovers(self, pool: Pool, disk: BlockDevice, table: Table) -> Iterator[str]:
+        """Partitions that no thread fills any more, and marks of partitions that were never made,
+        or are gone. A change that is under way has its mark before its partition, and the lock."""
+        for name, _ in self._staged(pool, disk, table):
+            if (disk.node, name) not in self._filling:
+                yield name
         lock = self._locks[disk.node]
         if not lock.acquire(blocking=False):
             return
@@ -160,6 +184,9 @@ class DiskBackend(Backend):
 
     def clean(self, pool: Pool) -> None:
         with self._changing(pool) as (disk, table):
+            for name, _ in self._staged(pool, disk, table):
+                if (disk.node, name) not in self._filling:
+                    self._remove_staged(pool, disk, name)
             prefix = f"partition {_table_identity(disk, table)} "
             there = {_identity(disk, table, item) for item in table.partitions}
             for thing in self.context.marks.named(prefix):
@@ -195,12 +222,23 @@ class DiskBackend(Backend):
             raise errors.Unsupported(
                 f"A {label} label has no extended partitions.", hint="Leave format out."
             )
-        if not volume.capacity:
-            raise errors.InvalidSpec(
-                f"The partition {volume.name!r} needs a capacity.", hint="Give one."
-            )
+        self._check_contents(volume)
         if label == "gpt":
             _check_gpt_name(volume.name)
+
+    def _check_contents(self, volume: Volume) -> None:
+        if not filling.has_source(volume):
+            if not volume.capacity:
+                raise errors.InvalidSpec(
+                    f"The partition {volume.name!r} needs a capacity.", hint="Give one."
+                )
+            return
+        if volume.format == "extended":
+            raise errors.Unsupported(
+                f"{volume.name!r} is to be an extended partition, which can't be filled.",
+                hint="Leave source or format out.",
+            )
+        filling.check(replace(volume, format="raw"))
 
     def commands(
         self, verb: Verb, pool: Pool, volume: Volume | None = None
@@ -298,12 +336,19 @@ class DiskBackend(Backend):
 
     def create_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
         self.check_volume(pool, volume)
+        if filling.has_source(volume):
+            size = self._make_filled(pool, volume, work)
+        else:
+            size = self._add(pool, volume, volume.name)[1].size
+        self.set_volume_permissions(pool, volume)
+        work.report(Progress(done=size, total=size))
+
+    def _add(self, pool: Pool, volume: Volume, name: str) -> tuple[BlockDevice, Partition]:
+        """Make the partition of a volume, empty and under any name, and show it."""
         with self._changing(pool) as (disk, table):
-            wanted = self._place(disk, table, volume)
+            wanted = replace(self._place(disk, table, volume), name=name)
             identity = _identity(disk, table, wanted)
-            self.context.marks.write_named(
-                identity, replace(volume.mark("Created"), name=volume.name)
-            )
+            self.context.marks.write_named(identity, replace(volume.mark("Created"), name=name))
             try:
                 # The first sectors of an extended partition are the chain of its logical ones.
                 extent = Extent(start=wanted.start, end=wanted.end)
@@ -313,14 +358,74 @@ class DiskBackend(Backend):
                 self.context.marks.clear_named(identity)
                 raise
             changed = _read(pool, disk)
-            if changed is None or changed.at(wanted.start) is None:
+            made = changed.at(wanted.start) if changed is not None else None
+            if changed is None or made is None:
                 raise errors.SystemFailure(
                     f"The partition {volume.name!r} is not where it was put on {disk.path}.",
                     hint="See what else writes to the partition table.",
                 )
             self._show(pool, disk, changed)
-        self.set_volume_permissions(pool, volume)
-        work.report(Progress(done=wanted.size, total=wanted.size))
+            return disk, made
+
+    def _make_filled(self, pool: Pool, volume: Volume, work: Work) -> int:
+        """Make a partition with the contents of its source; its bytes."""
+        with (
+            filling.Scratch() as scratch,
+            filling.opened_source(volume, self.context, work, scratch) as source,
+        ):
+            sized = replace(volume, capacity=filling.capacity(volume, source))
+            with self._staged_partition(pool, sized) as (disk, item):
+                expected = partitions.is_node_of(disk.node, item)
+                with blockvolumes.opened(_node(disk, item), write=True, expected=expected) as made:
+                    filling.fill(volume, source, made, self.context, work)
+                work.check()
+                self._give_name(pool, volume, item)
+        return item.size
+
+    @contextlib.contextmanager
+    def _staged_partition(
+        self, pool: Pool, volume: Volume
+    ) -> Iterator[tuple[BlockDevice, Partition]]:
+        """A new partition under a reserved name; if it still has that after an error it goes."""
+        name = names.staged_name(volume.uid)
+        entry = (devices.find(_source(pool).device.path).node, name)
+        self._filling.add(entry)
+        try:
+            yield self._add(pool, volume, name)
+        except BaseException:
+            with contextlib.suppress(errors.StorageError), self._changing(pool) as (disk, _):
+                self._remove_staged(pool, disk, name)
+            raise
+        finally:
+            self._filling.discard(entry)
+
+    def _give_name(self, pool: Pool, volume: Volume, staged: Partition) -> None:
+        """Let a partition that is complete have its name: in the table where names are kept there,
+        else in its mark."""
+        with self._changing(pool) as (disk, table):
+            item = table.at(staged.start)
+            if item is None or item.uuid != staged.uuid or item.size != staged.size:
+                raise errors.SystemFailure(
+                    f"The partition that was to be {volume.name!r} has gone from {disk.path}.",
+                    hint="See what else writes to the partition table.",
+                )
+            partitions.hide(disk.node, item.number)  # so that udev learns of the name, too
+            partitions.rename(disk.node, table, item.number, volume.name)
+            named = replace(volume.mark("Created"), name=volume.name)
+            self.context.marks.write_named(_identity(disk, table, item), named)
+            self._show(pool, disk, table)
+
+    def _remove_staged(self, pool: Pool, disk: BlockDevice, name: str) -> None:
+        """Remove all partitions of a reserved name. The table's lock is held."""
+        while table := _read(pool, disk):  # numbers may change with each that goes
+            found = next(
+                (item for own, item in self._staged(pool, disk, table) if own == name), None
+            )
+            if found is None:
+                self._show(pool, disk, table)
+                return
+            self._require_unused(disk, table, found, name)
+            self._remove(disk, table, found)
 
     def _place(self, disk: BlockDevice, table: Table, volume: Volume) -> Partition:
         """The partition that a new volume is to be."""
@@ -376,7 +481,8 @@ class DiskBackend(Backend):
             raise errors.Unsupported(
                 f"{volume.name!r} is an extended partition, whose contents are other partitions."
             )
-        with blockvolumes.opened(_node(disk, item), write=write) as contents:
+        expected = partitions.is_node_of(disk.node, item)
+        with blockvolumes.opened(_node(disk, item), write=write, expected=expected) as contents:
             yield contents
 
     def users(self, pool: Pool, volume: Volume) -> tuple[str, ...]:
@@ -404,22 +510,28 @@ class DiskBackend(Backend):
                     f"The extended partition {volume.name!r} holds {', '.join(held)}.",
                     hint="Delete these first.",
                 )
-            for other in _moved_by(table, item):
-                using = blockvolumes.users_of(_node(disk, other)) if _is_shown(disk, other) else ()
-                if using:
-                    raise errors.InUse(
-                        f"The partition {volume.name!r} can't go: {_node(disk, other)}, which "
-                        f"it is or which it would give another number, is in use: "
-                        f"{'; '.join(using)}.",
-                        hint="Stop what uses it.",
-                    )
-            for other in reversed(_moved_by(table, item)):
-                partitions.hide(disk.node, other.number)
-            partitions.remove(disk.node, table, item)
-            self.context.marks.clear_named(_identity(disk, table, item))
+            self._require_unused(disk, table, item, volume.name)
+            self._remove(disk, table, item)
             changed = _read(pool, disk)
             if changed is not None:
                 self._show(pool, disk, changed)
+
+    def _require_unused(self, disk: BlockDevice, table: Table, item: Partition, name: str) -> None:
+        """:raises errors.InUse: a partition is in use, or one that it would give another number."""
+        for other in _moved_by(table, item):
+            using = blockvolumes.users_of(_node(disk, other)) if _is_shown(disk, other) else ()
+            if using:
+                raise errors.InUse(
+                    f"The partition {name!r} can't go: {_node(disk, other)}, which it is or which "
+                    f"it would give another number, is in use: {'; '.join(using)}.",
+                    hint="Stop what uses it.",
+                )
+
+    def _remove(self, disk: BlockDevice, table: Table, item: Partition) -> None:
+        for other in reversed(_moved_by(table, item)):
+            partitions.hide(disk.node, other.number)
+        partitions.remove(disk.node, table, item)
+        self.context.marks.clear_named(_identity(disk, table, item))
 
     def _partition(self, pool: Pool, disk: BlockDevice, table: Table, volume: Volume) -> Partition:
         """The partition that a volume is.
@@ -572,9 +684,10 @@ def _names(
     later = []
     for item in table.partitions:
         mark = marks[item.number]
-        if mark is not None and mark.name and mark.name not in taken:
-            taken.add(mark.name)
-            yield item, mark.name
+        kept = mark.name if mark is not None else ""
+        if kept not in taken and _is_name(kept):
+            taken.add(kept)
+            yield item, kept
         else:
             later.append(item)
     for item in later:
@@ -626,6 +739,8 @@ POOL_TYPE = PoolType(
             Operation.STOP,
             Operation.DELETE,
             Operation.CREATE_VOLUME,
+            Operation.CLONE_VOLUME,
+            Operation.IMPORT_VOLUME,
             Operation.DELETE_VOLUME,
             Operation.GROW_VOLUME,
         }

@@ -21,8 +21,8 @@ def path_of(group: VolumeGroup, name: str) -> str:
 
 
 def staged_name(volume: Volume) -> str:
-    """The reserved name under which a volume is made; short, as device mapper's names are."""
-    return f"{names.RESERVED_PREFIX}.{volume.uid.replace('-', '')[:16]}"
+    """The reserved name under which a volume is made."""
+    return names.staged_name(volume.uid)
 
 
 def size_arguments(size: int, option: str = "--size") -> tuple[str, str]:

@@ -48,3 +48,9 @@ def _problem(name: str) -> str:
     if len(name.encode()) > MAX_NAME_BYTES:
         return f"is {len(name.encode())} bytes long"
     return ""
+
+
+def staged_name(uid: str) -> str:
+    """The reserved name under which the volume of a resource is made where names have to be short,
+    as in device mapper (127 bytes) and gpt (36 letters)."""
+    return f"{RESERVED_PREFIX}.{uid.replace('-', '')[:16]}"

@@ -22,7 +22,7 @@ EFFECTS = frozenset(
         "ctypes.call_function",
     }
 )  # fmt: skip
-LOOKING = ("fullreport", "--no-act", "settle", "--raw")
+LOOKING = ("fullreport", "--no-act", "settle", "--raw", "--json")
 """Words in the arguments of host commands that change nothing."""
 
 STORE_WRITES = (

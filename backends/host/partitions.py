@@ -17,7 +17,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -388,6 +388,14 @@ def _change(argv: tuple[str, ...], script: str | None = None) -> None:
     devices.settle()
 
 
+def rename(path: str, table: Table, number: int, name: str) -> None:
+    """Give an entry another name, on a label that has names; for the kernel see ``add``."""
+    if table.label == "gpt":
+        _change((*_SFDISK, "--part-label", path, str(number), name))
+    elif table.label == "mac":
+        _change(("parted", "--script", path, "name", str(number), name))
+
+
 def remove_command(path: str, label: str, number: int) -> tuple[str, ...]:
     """What ``remove`` runs."""
     if label in TYPES:
@@ -443,6 +451,26 @@ def _shown_maps(base: pathlib.Path) -> Iterator[Shown]:
         if match:
             size = int(attribute(_CLASS / name / "size")) * 512
             yield Shown(number=int(match[1]), node=f"/dev/{name}", start=None, size=size)
+
+
+def is_node_of(node: str, partition: Partition) -> Callable[[os.stat_result], bool]:
+    """Whether a device node is that of a partition, by the disk and where the kernel has it begin.
+
+    Numbers of logical partitions change; so a name may lead to another one by now.
+
+    :param node: of the disk; of partitions of a device-mapper device any counts.
+    """
+
+    def is_it(facts: os.stat_result) -> bool:
+        if is_mapped(node):
+            return True
+        number = f"{os.major(facts.st_rdev)}:{os.minor(facts.st_rdev)}"
+        place = pathlib.Path(os.path.realpath(f"/sys/dev/block/{number}"))
+        start = attribute(place / "start")
+        same_disk = place.parent.name == os.path.basename(node)
+        return same_disk and start == str(partition.start // 512)
+
+    return is_it
 
 
 def missing(node: str, table: Table) -> tuple[str, ...]:
@@ -501,7 +529,12 @@ def hide(node: str, number: int) -> None:
     if seen is None:
         return
     if not is_mapped(node):
-        _tell(node, "remove", Partition(number=number, start=0, size=0))
+        gone = Partition(number=number, start=0, size=0)
+        try:
+            _tell(node, "remove", gone)
+        except errors.InUse:
+            devices.settle()  # udev looks at what was written to
+            _tell(node, "remove", gone)
         return
     told = commands.run(
         ("dmsetup", "remove", "--retry", seen.node), timeout=_SECONDS, expected=(0, 1)

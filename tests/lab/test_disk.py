@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.keeper import Keeper, pool, pool_key, volume, volume_key
+from backends import errors, filling
+from tests import killing
+from tests.keeper import Keeper, make_image, pool, pool_key, volume, volume_key
 from tests.lab.spare import IN_GUEST, MIB, Spares, found_on, run
 from tests.lab.targets import Disk, LoopHost, wait_until
 from tests.lab.traps import Trap
@@ -384,3 +390,155 @@ def test_a_name_that_gpt_can_not_hold_is_refused(keeper: Keeper, device: Spares)
     for name in ("long", "quoted"):
         assert "36 characters" in keeper.assert_stalled(volume_key(name), "InvalidSpec")
     keeper.assert_ready(volume_key("wide"))
+
+
+CLONE = {"clone": {"volumeRef": {"name": "base"}}}
+COPY = volume_key("copy")
+
+
+def fill_base(keeper: Keeper, *documents: dict[str, Any]) -> None:
+    start(keeper, *documents)
+    with open(paths(keeper, "base")["base"], "r+b", buffering=0) as file:
+        file.write(b"begin")
+        file.seek(3 * MIB)
+        file.write(b"end")
+        os.fsync(file.fileno())
+
+
+def contents(keeper: Keeper, name: str = "copy") -> bytes:
+    return Path(paths(keeper, name)[name]).read_bytes()
+
+
+def filled(capacity: int) -> bytes:
+    return (b"begin".ljust(3 * MIB, b"\0") + b"end").ljust(capacity, b"\0")
+
+
+@pytest.mark.parametrize("label", ["gpt", "dos", "mac"])
+def test_a_clone_is_a_whole_copy_under_its_own_name(
+    keeper: Keeper, device: Spares, label: str
+) -> None:
+    made = device(128 * MIB)
+    Path(made).write_bytes(b"former" * (64 * MIB // 6))
+    build = {"policy": "Overwrite", "confirm": "disk"}
+    fill_base(keeper, disk_pool(made, label, build=build), part("base"))
+    start(keeper, part("copy", "9Mi", source=CLONE))
+    keeper.assert_ready(DISK, COPY)
+    assert contents(keeper) == filled(9 * MIB)
+    assert keeper.get(COPY).status.origin == "Created"
+    if label != "mac":  # sfdisk does not know it
+        assert len(entries(made)) == 2
+    if label == "gpt":
+        assert set(entries(made)) == {"base", "copy"}
+        node = paths(keeper, "copy")["copy"]
+        assert "by-partlabel/copy" in run("udevadm", "info", "--query=symlink", node)
+    assert keeper.planned() == {}
+
+
+def test_a_logical_partition_is_filled_like_any_other(keeper: Keeper, device: Spares) -> None:
+    made = device(128 * MIB)
+    start(keeper, disk_pool(made, "dos"))
+    fill_base(keeper, part("ext", "60Mi", format="extended"), part("base"))
+    start(keeper, part("p2"), part("p3"))
+    start(keeper, part("copy", source=CLONE))
+    keeper.assert_ready(COPY)
+    assert paths(keeper, "copy")["copy"] == f"{made}p5"
+    assert contents(keeper) == filled(4 * MIB)
+
+
+def test_an_image_becomes_a_partition_of_its_capacity(
+    keeper: Keeper, device: Spares, tmp_path: Path
+) -> None:
+    image = tmp_path / "image.qcow2"
+    make_image(image, "12M")
+    run("qemu-io", "-c", "write -P 7 5M 1M", image)
+    source = {"file": {"path": str(image), "format": "qcow2"}}
+    start(keeper, disk_pool(device(64 * MIB)), part("copy", capacity=None, source=source))
+    keeper.assert_ready(COPY)
+    assert contents(keeper) == bytes(5 * MIB) + b"\7" * MIB + bytes(6 * MIB)
+
+
+def test_what_is_being_filled_is_no_volume_and_nobody_else_gets_its_place(
+    keeper: Keeper, device: Spares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = device(64 * MIB)
+    fill_base(keeper, disk_pool(made), part("base"))
+    go_on = threading.Event()
+    real = filling.fill
+
+    def slowly(*arguments: Any) -> None:
+        assert go_on.wait(60)
+        real(*arguments)
+
+    monkeypatch.setattr(filling, "fill", slowly)
+    keeper.apply(part("copy", "16Mi", source=CLONE))
+    keeper.reconcile()
+    wait_until(lambda: len(entries(made)) == 2)
+    keeper.apply(part("other", "16Mi"))
+    for _ in range(3):
+        keeper.reconcile()
+    keeper.assert_ready(DISK, volume_key("other"))
+    assert keeper.get(DISK).status.volumes.total == 2
+    assert keeper.get(DISK).status.discovered == ()
+    assert keeper.get(COPY).status.path is None
+    go_on.set()
+    keeper.settle()
+    keeper.assert_ready(COPY)
+    assert contents(keeper) == filled(16 * MIB)
+    bounds = sorted(
+        (item["start"], item["start"] + item["size"]) for item in entries(made).values()
+    )
+    assert all(one[1] <= next[0] for one, next in pairwise(bounds))
+
+
+def test_a_source_that_fails_leaves_no_partition(
+    keeper: Keeper, device: Spares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = device(64 * MIB)
+    fill_base(keeper, disk_pool(made), part("base"))
+
+    def fails(*arguments: Any) -> None:
+        raise errors.Interrupted("The source is gone.")
+
+    monkeypatch.setattr(filling, "fill", fails)
+    start(keeper, part("copy", source=CLONE))
+    keeper.assert_retrying(COPY, "Interrupted")
+    assert set(entries(made)) == {"base"}
+    keeper.assert_ready(DISK)
+
+
+@pytest.mark.parametrize(("label", "keeps_state"), [("gpt", True), ("gpt", False), ("dos", True)])
+def test_a_kill_while_filling_leaves_no_partition_of_the_name(
+    device: Spares, tmp_path: Path, label: str, keeps_state: bool
+) -> None:
+    made = device(64 * MIB)
+    declared = part("copy", "8Mi", source=CLONE)
+
+    def killed() -> None:
+        found = entries(made)
+        if label == "gpt" and "copy" in found:
+            start = found["copy"]["start"] * 512
+            assert Path(made).read_bytes()[start : start + 8 * MIB] == filled(8 * MIB)
+        if not keeps_state:
+            shutil.rmtree(tmp_path / "state" / "marks")
+
+    def finished(keeper: Keeper) -> None:
+        keeper.assert_ready(DISK, COPY)
+        assert contents(keeper) == filled(8 * MIB)
+        assert len(entries(made)) == 2
+        assert keeper.get(DISK).status.volumes.total == 2
+
+    def undone(keeper: Keeper) -> None:
+        keeper.delete(COPY, volume_key("base"))
+        keeper.settle()
+        assert entries(made) == {}
+
+    kills = killing.at_every_step(
+        tmp_path / "state",
+        lambda keeper: start(keeper, declared),
+        prepared=lambda keeper: fill_base(keeper, disk_pool(made, label), part("base")),
+        finished=finished,
+        undone=undone,
+        killed=killed,
+        commands_only=True,
+    )
+    assert kills == (2 if label == "gpt" else 1)
