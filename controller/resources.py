@@ -172,7 +172,8 @@ def kind_of(name: str) -> Kind:
         if name.lower() in item.names:
             return item
     raise errors.InvalidManifest(
-        f"There is no kind {name!r}.", hint=f"Use one of {', '.join(kinds())}."
+        f"There is no kind {name!r}.",
+        hint=f"Use one of {', '.join(f'{item.plural} ({item.short})' for item in kinds().values())}.",
     )
 
 

@@ -27,7 +27,7 @@ def shown(store: Store, followed: Collection[Key] = ()) -> Iterator[Observer]:
     :param followed: resources of which the progress in their status is shown too, whoever makes it.
     """
     if not sys.stderr.isatty():
-        yield Observer(ended=_tell)
+        yield Observer(ended=_Lines().ended)
         return
     with _Live() as live, _following(live, store, followed):
         yield Observer(began=live.began, moved=live.moved, ended=live.ended)
@@ -53,8 +53,32 @@ def _following(live: _Live, store: Store, keys: Collection[Key]) -> Iterator[Non
         thread.join()
 
 
-def _tell(action: Action, problem: errors.StorageError | None) -> None:
-    say(ended_line(action, problem))
+class _Failures:
+    """The last failure of each action; from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: dict[tuple[str, str], str] = {}
+
+    def again(self, action: Action, problem: errors.StorageError | None) -> bool:
+        """Whether an action that is tried again failed as it did before."""
+        key = (action.verb, action.target)
+        with self._lock:
+            before = self._last.pop(key, None)
+            if problem is not None:
+                self._last[key] = str(problem)
+        return problem is not None and before == str(problem)
+
+
+class _Lines:
+    """A line for each action that ended; none for a failure that was told before."""
+
+    def __init__(self) -> None:
+        self._failures = _Failures()
+
+    def ended(self, action: Action, problem: errors.StorageError | None) -> None:
+        if not self._failures.again(action, problem):
+            say(ended_line(action, problem))
 
 
 def ended_line(action: Action, problem: errors.StorageError | None) -> str:
@@ -77,6 +101,7 @@ class _Live:
             TimeElapsedColumn,
         )
 
+        self._failures = _Failures()
         self._lock = threading.Lock()
         self._tasks: dict[Hashable, TaskID] = {}
         self._progress = Progress(
@@ -104,6 +129,8 @@ class _Live:
 
     def ended(self, action: Action, problem: errors.StorageError | None) -> None:
         self._remove(id(action))
+        if self._failures.again(action, problem):
+            return
         colour = "red" if problem else "yellow" if action.impact is Impact.DESTRUCTIVE else "green"
         line = painted(ended_line(action, problem), colour, sys.stderr)
         self._progress.console.out(line, highlight=False)

@@ -291,3 +291,14 @@ def test_a_long_step_is_waited_for(poolkeeper, write, pool, volume, images):
     assert (images / "large").stat().st_blocks * 512 >= 300 * 2**20
     assert result.err.count("CreateVolume") == 2
     assert poolkeeper("get", "svol", "large", "-o", "json").json["status"].get("progress") is None
+
+
+def test_what_is_tried_again_in_vain_is_told_once(poolkeeper, write, pool, volume):
+    locked = volume("a", encryption={"secretRef": {"name": "none"}})
+    result = poolkeeper(
+        "apply", "-f", write("all.yaml", pool(), locked), "--wait", "--timeout", "6s"
+    )
+    assert result.code == 3
+    failures = [line for line in result.err.splitlines() if line.startswith("failed")]
+    assert len(failures) == 1
+    assert "storagevolume/default/a" in failures[0].lower()
