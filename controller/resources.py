@@ -171,10 +171,8 @@ def kind_of(name: str) -> Kind:
     for item in kinds().values():
         if name.lower() in item.names:
             return item
-    raise errors.InvalidManifest(
-        f"There is no kind {name!r}.",
-        hint=f"Use one of {', '.join(f'{item.plural} ({item.short})' for item in kinds().values())}.",
-    )
+    known = ", ".join(f"{item.plural} ({item.short})" for item in kinds().values())
+    raise errors.InvalidManifest(f"There is no kind {name!r}.", hint=f"Use one of {known}.")
 
 
 _OBJECT_NAME = re.compile(
