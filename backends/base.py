@@ -569,13 +569,23 @@ class Backend(ABC):
         """
         raise _unsupported(pool, "open volumes in")
 
-    def replace_volume(self, pool: Pool, volume: Volume) -> AbstractContextManager[OpenVolume]:
+    def replace_volume(
+        self, pool: Pool, volume: Volume, *, resume_at: int = 0
+    ) -> AbstractContextManager[OpenVolume]:
         """Open new contents, which take the place of the volume's when the context ends in order.
 
         They are empty at first, and have the volume's capacity as their limit. Where the context
-        ends with an error the volume is as it was.
+        ends with an error the volume is as it was. Where that is ``errors.Interrupted`` or
+        ``errors.Cancelled``, what came is kept for a while (``unfinished``).
+
+        :param resume_at: byte from which on to go on with what was kept.
+        :raises errors.Conflict: less than that was kept.
         """
         raise _unsupported(pool, "replace volumes in")
+
+    def unfinished(self, pool: Pool, volume: Volume) -> int:
+        """Bytes that are kept of new contents that broke off; 0 for none."""
+        return 0
 
     def remake_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
         """Make the volume anew and empty, in the place of the one that is there."""

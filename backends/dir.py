@@ -7,7 +7,7 @@ from typing import get_args
 
 from backends import errors, names
 from backends.base import Operation, Pool, PoolType
-from backends.filevolumes import FileVolumes, set_copy_on_write
+from backends.filevolumes import FileVolumes, discard_uploads, set_copy_on_write
 from backends.host import files, mounts
 from backends.host.files import Directory
 from backends.schema import Model
@@ -81,6 +81,8 @@ class DirBackend(FileVolumes):
                     f"{path} does not carry the mark of {pool.resource}.",
                     hint="It was replaced; nothing was changed.",
                 )
+            with parent.open_directory(path.name) as directory:
+                discard_uploads(directory)
             parent.remove_directory(path.name)
             parent.fsync()
 

@@ -40,9 +40,13 @@ def opened(
 
 
 @contextlib.contextmanager
-def begun(stage: Directory, name: str, volume: Volume) -> Iterator[OpenVolume]:
-    """Begin an empty file that is to take the place of a volume's."""
-    fd = stage.open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+def begun(stage: Directory, name: str, volume: Volume, *, size: int) -> Iterator[OpenVolume]:
+    """Begin an empty file that is to take the place of a volume's, or go on with one.
+
+    :param size: bytes of the file that are there and stay; 0 for a new one.
+    :raises errors.Conflict: they are not there.
+    """
+    fd = _kept(stage, name, volume, size) if size else _new(stage, name)
     try:
         yield OpenVolume(
             fd=fd,
@@ -50,11 +54,32 @@ def begun(stage: Directory, name: str, volume: Volume) -> Iterator[OpenVolume]:
             pass_fds=(fd,),
             kind="file",
             format=volume.format,
-            size=0,
+            size=size,
             capacity=volume.capacity or 0,
         )
     finally:
         os.close(fd)
+
+
+def _new(stage: Directory, name: str) -> int:
+    with contextlib.suppress(errors.NotFound):
+        stage.remove_file(name)
+    return stage.open_file(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+
+def _kept(stage: Directory, name: str, volume: Volume, size: int) -> int:
+    there = 0
+    with contextlib.suppress(errors.NotFound):
+        fd = stage.open_file(name, os.O_RDWR)
+        there = os.fstat(fd).st_size
+        if there >= size:
+            os.ftruncate(fd, size)
+            return fd
+        os.close(fd)
+    raise errors.Conflict(
+        f"Of the upload to {volume.resource} that broke off {there} bytes are kept, not {size}.",
+        hint="Send the whole image, without an offset.",
+    )
 
 
 def users_of(directory: Directory, name: str) -> tuple[str, ...]:

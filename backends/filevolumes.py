@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -43,6 +44,12 @@ DEFAULT_FILE_MODE = 0o600
 DEFAULT_DIRECTORY_MODE = 0o700
 QUICKLY_WRITTEN = 256 * MIB
 """Bytes that any disk writes while a pass may wait for them."""
+
+UNFINISHED_FOR = 24 * 3600.0
+"""Seconds for which what came of an upload that broke off is kept."""
+
+_UNFINISHED = ".upload"
+"""How names of such files end, in the staging directory; before it stands the volume's uid."""
 
 
 class FileVolumes(Backend):
@@ -99,15 +106,19 @@ class FileVolumes(Backend):
             return ()
         staged = files.staged_leftovers(directory)
         working = self._staged.copy()  # other threads add to it, for other pools
-        busy = [name for name in staged if (*place, name) in working]
         if not staged and not any(entry[:2] == place for entry in working):
             return (files.STAGING_NAME,)
-        return tuple(name for name in staged if name not in busy)
+        idle = [name for name in staged if (*place, name) not in working]
+        kept = _kept_uploads(directory, idle)
+        return tuple(name for name in idle if name not in kept)
 
     @contextmanager
-    def _staged_name(self, directory: Directory, volume: Volume) -> Iterator[str]:
-        """A staged name that no other attempt uses, nor a command that outlived one."""
-        name = f"{volume.uid}.{secrets.token_hex(4)}"
+    def _staged_name(self, directory: Directory, volume: Volume, ending: str = "") -> Iterator[str]:
+        """A staged name that no leftover is taken for while the context lasts.
+
+        :param ending: left out for one that no other attempt uses, nor a command that outlived it.
+        """
+        name = f"{volume.uid}{ending or '.' + secrets.token_hex(4)}"
         entry = (*_identity(directory), name)
         self._staged.add(entry)
         try:
@@ -237,12 +248,22 @@ class FileVolumes(Backend):
                 raise
 
     @contextmanager
-    def replace_volume(self, pool: Pool, volume: Volume) -> Iterator[OpenVolume]:
+    def replace_volume(
+        self, pool: Pool, volume: Volume, *, resume_at: int = 0
+    ) -> Iterator[OpenVolume]:
         with (
-            self._replacing(pool, volume) as (stage, temporary),
-            filecontents.begun(stage, temporary, volume) as opened,
+            self._replacing(pool, volume, _UNFINISHED) as (stage, temporary),
+            filecontents.begun(stage, temporary, volume, size=resume_at) as opened,
         ):
             yield opened
+
+    def unfinished(self, pool: Pool, volume: Volume) -> int:
+        name = f"{volume.uid}{_UNFINISHED}"
+        with self._open(pool) as directory:
+            if not directory.exists(files.STAGING_NAME):
+                return 0
+            with files.staging(directory) as stage:
+                return stage.stat(name).st_size if stage.exists(name) else 0
 
     def remake_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
         empty = replace(volume, spec=volume.spec.model_copy(update={"source": None}))
@@ -250,22 +271,30 @@ class FileVolumes(Backend):
             with self.open_volume(pool, volume) as former:
                 empty = replace(empty, capacity=former.capacity)
         with self._replacing(pool, volume) as (stage, temporary):
+            _discard(stage, f"{volume.uid}{_UNFINISHED}")
             self._make(stage, temporary, empty, work)
 
     @contextmanager
-    def _replacing(self, pool: Pool, volume: Volume) -> Iterator[tuple[Directory, str]]:
-        """A name in the staging directory; what stands under it in the end replaces the volume."""
+    def _replacing(
+        self, pool: Pool, volume: Volume, ending: str = ""
+    ) -> Iterator[tuple[Directory, str]]:
+        """A name in the staging directory; what stands under it in the end replaces the volume.
+
+        :param ending: of a name under which it is kept where it broke off.
+        """
         with (
             self._open(pool) as directory,
             files.staging(directory) as stage,
-            self._staged_name(directory, volume) as temporary,
+            self._staged_name(directory, volume, ending) as temporary,
         ):
             self._require_ours(directory, volume)
             try:
                 yield stage, temporary
                 self._put_in_place(directory, stage, temporary, volume)
-            except BaseException:
-                _discard(stage, temporary)
+            except BaseException as error:
+                broke_off = isinstance(error, errors.Interrupted | errors.Cancelled)
+                if not (ending and broke_off):
+                    _discard(stage, temporary)
                 raise
 
     def _put_in_place(
@@ -462,6 +491,7 @@ class FileVolumes(Backend):
 
     def delete_volume(self, pool: Pool, volume: Volume) -> None:
         with self._open(pool) as directory:
+            discard_uploads(directory, volume.uid)
             if not directory.exists(volume.name):
                 return
             self._require_ours(directory, volume)
@@ -552,6 +582,28 @@ def _header_format(directory: Directory, name: str) -> str | None:
 def _identity(directory: Directory) -> tuple[int, int]:
     facts = os.fstat(directory.fd)
     return facts.st_dev, facts.st_ino
+
+
+def _kept_uploads(directory: Directory, names: Sequence[str]) -> set[str]:
+    """Those staged names under which an upload that broke off waits for its rest."""
+    with directory.open_directory(files.STAGING_NAME) as stage:
+        return {
+            name
+            for name in names
+            if name.endswith(_UNFINISHED)
+            and stage.exists(name)
+            and time.time() - stage.stat(name).st_mtime < UNFINISHED_FOR
+        }
+
+
+def discard_uploads(directory: Directory, uid: str = "") -> None:
+    """Remove what is kept of uploads that broke off: all of it, or that of one volume."""
+    if not directory.exists(files.STAGING_NAME):
+        return
+    with files.staging(directory) as stage:
+        for name in stage.names():
+            if name.endswith(_UNFINISHED) and uid in ("", name.removesuffix(_UNFINISHED)):
+                _discard(stage, name)
 
 
 def _discard(stage: Directory, name: str) -> None:

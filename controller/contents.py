@@ -22,6 +22,10 @@ from controller.admitting import Target
 SYNC_EVERY = 256 * MIB
 """Bytes of an upload after which they are written out, so that its end does not take minutes."""
 
+WHOLE = "whole"
+"""Value of the header ``Upload-Checksum``: the checksum of an upload that goes on is that of all
+bytes, as an image's is."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
@@ -116,19 +120,23 @@ def write(
     """Take contents into the volume.
 
     :param expected: bytes that will come; 0 where that is not known.
-    :param announced: the checksum that they are to have; empty for none.
+    :param announced: the checksum that they are to have; empty for none. Of an image that goes on
+        where an upload broke off, it is that of all bytes.
     :param synced: told now and then, and where the transfer breaks off, up to which byte of the
         volume all outlasts a power cut.
     :raises errors.ChecksumMismatch: what came is not what was announced. An image is as it was
         then; a raw volume has what came.
     """
     checksum = Checksum(selection.checksum) if selection.checksum else None
-    with _destination(target) as opened:
+    with _destination(target, selection) as opened:
         # What can't fit is refused before its first byte.
         length = selection.length or expected
         transferring.writable(opened, offset=selection.offset, length=length)
         span = transferring.writable(opened, offset=selection.offset, length=selection.length)
         writer = Writer(opened, span, work, total=expected, backing=target.volume.backing_path)
+        if checksum is not None and is_image(target.volume):
+            for piece in transferring.read(opened, Span(0, span.start), Work(cancel=work.cancel)):
+                checksum.add(piece)
         try:
             _take(pieces, writer, checksum, synced)
         except BaseException:
@@ -161,9 +169,11 @@ def _take(
 
 
 @contextlib.contextmanager
-def _destination(target: Target) -> Iterator[OpenVolume]:
+def _destination(target: Target, selection: Selection) -> Iterator[OpenVolume]:
     if is_image(target.volume):
-        with target.backend.replace_volume(target.pool, target.volume) as opened:
+        with target.backend.replace_volume(
+            target.pool, target.volume, resume_at=selection.offset
+        ) as opened:
             yield opened
     else:
         with target.backend.open_volume(target.pool, bare(target.volume), write=True) as opened:

@@ -30,7 +30,7 @@ from controller import contents
 from controller.access import Access, bearer
 from controller.admitting import Command, Target, Waits
 from controller.codecs.sparsestream import MEDIA_TYPE, PLAIN_MEDIA_TYPE, Decoder, encode
-from controller.contents import Moved, Selection
+from controller.contents import WHOLE, Moved, Selection
 from controller.resources import Key, is_object_name
 from controller.serving import in_thread
 from controller.transfers import Begun, Transfers, Wanted
@@ -151,6 +151,8 @@ class _Data:
         }
         if looked.reached is not None:
             headers["Upload-Offset"] = str(looked.reached)
+        if looked.image:
+            headers["Upload-Checksum"] = WHOLE
         return web.Response(headers=headers)
 
     async def _checksum(self, request: web.Request, asked: _Asked) -> web.StreamResponse:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 from backends import errors
 from backends.base import Work
@@ -26,6 +27,8 @@ from controller.jobs import Job, Task
 from controller.operations import FINISHED, KIND
 from controller.resources import AnyResource, Key
 from controller.worlds import pool_name, volume_of
+
+T = TypeVar("T")
 
 PASS_WITHIN = 20.0
 """Seconds that a pass over the pool may take before a transfer is told to come again."""
@@ -69,11 +72,13 @@ class Looked:
     :param size: bytes of the contents.
     :param tag: stays the same as long as they do.
     :param reached: up to which byte the last upload came, where that broke off.
+    :param image: whether an upload is one of the whole, also where it goes on.
     """
 
     size: int
     tag: str
     reached: int | None
+    image: bool
 
 
 Run = Callable[[Target, Selection, Work], Moved]
@@ -93,15 +98,12 @@ class Transfers:
         :raises Waits: it can't begin now, and may later.
         :raises errors.StorageError: it can't be.
         """
-        deadline = time.monotonic() + ENDING
-        while True:
-            try:
-                with self._admitted(wanted) as (pool, target):
-                    return self._begin(wanted, pool, target, run)
-            except Waits:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(ENDING / 20)
+
+        def attempt() -> Begun:
+            with self._admitted(wanted) as (pool, target):
+                return self._begin(wanted, pool, target, run)
+
+        return _after_the_end(attempt)
 
     def look(self, wanted: Wanted) -> Looked:
         """See what there is to move.
@@ -109,12 +111,20 @@ class Transfers:
         :raises Waits: it can't be seen now, and may later.
         :raises errors.StorageError: it can't be.
         """
-        with (
-            self._admitted(wanted) as (_, target),
-            contents.source(target, Selection()) as (opened, _),
-        ):
-            reached = self._engine.store.runtime(target.resource.metadata.uid).get(_UNFINISHED)
-            return Looked(size=opened.size, tag=transferring.tag(opened), reached=reached)
+
+        def attempt() -> Looked:
+            with (
+                self._admitted(wanted) as (_, target),
+                contents.source(target, Selection()) as (opened, _),
+            ):
+                return Looked(
+                    size=opened.size,
+                    tag=transferring.tag(opened),
+                    reached=self._reached(target),
+                    image=is_image(target.volume),
+                )
+
+        return _after_the_end(attempt)
 
     @contextlib.contextmanager
     def _admitted(self, wanted: Wanted) -> Iterator[tuple[str, Target]]:
@@ -138,13 +148,19 @@ class Transfers:
         selection = wanted.selection or _selected(operation)
         outcome: Future[Moved] = Future()
 
+        if wanted.command is Command.UPLOAD:
+            self._see_where_it_begins(target, selection)
+
         def carry_out(work: Work) -> None:
+            if wanted.command.writes and not selection.offset:
+                self._remember(target, {})  # what came before is written over
             try:
                 moved = run(target, selection, work)
             except BaseException as error:
                 outcome.set_exception(error)
                 raise
-            self._note_done(target, wanted.command)
+            if wanted.command.writes:
+                self._remember(target, {})
             outcome.set_result(moved)
 
         if operation is not None:
@@ -215,22 +231,51 @@ class Transfers:
             )
         return found
 
-    def note_reached(self, target: Target, reached: int) -> None:
-        """Remember that all up to a byte of the volume arrived, in case that no more does.
+    def _see_where_it_begins(self, target: Target, selection: Selection) -> None:
+        """Let an image go on only where an upload of it broke off.
 
-        An image that breaks off begins anew.
+        :raises errors.Unsupported: it begins elsewhere.
         """
-        if not is_image(target.volume):
-            self._remember(target, {_UNFINISHED: reached})
+        if not is_image(target.volume) or not selection.offset:
+            return
+        reached = self._reached(target) or 0
+        if selection.offset > reached:
+            raise errors.Unsupported(
+                f"A volume of format {target.volume.format} can't be written in parts, and no "
+                f"upload of it came to byte {selection.offset}.",
+                hint=f"Go on at byte {reached}." if reached else "Send the whole image.",
+            )
 
-    def _note_done(self, target: Target, command: Command) -> None:
-        if command.writes:
-            self._remember(target, {})
+    def _reached(self, target: Target) -> int | None:
+        """Up to which byte the last upload came, if it broke off."""
+        noted = self._engine.store.runtime(target.resource.metadata.uid).get(_UNFINISHED)
+        if noted is None or not is_image(target.volume):
+            return noted
+        kept = target.backend.unfinished(target.pool, target.volume)
+        return noted if 0 < noted <= kept else None
+
+    def note_reached(self, target: Target, reached: int) -> None:
+        """Remember that all up to a byte of the volume arrived, in case that no more does."""
+        self._remember(target, {_UNFINISHED: reached})
 
     def _remember(self, target: Target, fresh: dict[str, int]) -> None:
         store, uid = self._engine.store, target.resource.metadata.uid
-        kept = {key: item for key, item in store.runtime(uid).items() if key != _UNFINISHED}
-        store.set_runtime(uid, {**kept, **fresh})
+        known = store.runtime(uid)
+        kept = {key: item for key, item in known.items() if key != _UNFINISHED} | fresh
+        if kept != known:
+            store.set_runtime(uid, kept)
+
+
+def _after_the_end(attempt: Callable[[], T]) -> T:
+    """Try again for as long as a transfer of which a client has seen the end may take to end."""
+    deadline = time.monotonic() + ENDING
+    while True:
+        try:
+            return attempt()
+        except Waits:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(ENDING / 20)
 
 
 def _selected(operation: AnyResource | None) -> Selection:

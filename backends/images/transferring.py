@@ -152,7 +152,7 @@ def writable(opened: OpenVolume, *, offset: int = 0, length: int | None = None) 
     :raises errors.Unsupported: a part of an image with a header.
     """
     end = limit(opened)
-    if has_header(opened) and offset:
+    if has_header(opened) and offset and offset != opened.size:
         raise errors.Unsupported(
             f"A volume of format {opened.format} can't be written in parts.",
             hint="Send the whole image, without an offset.",
@@ -298,7 +298,14 @@ class Writer:
     def sync(self) -> None:
         """Let all that was written so far outlast a power cut."""
         with _translated(self._opened, "write out"):
+            self._extend()
             os.fdatasync(self._fd)
+
+    def _extend(self) -> None:
+        """Let a file that ends in a hole end there."""
+        facts = os.fstat(self._fd)
+        if stat.S_ISREG(facts.st_mode) and facts.st_size < self.position:
+            os.ftruncate(self._fd, self.position)
 
     def finish(self) -> None:
         """End the stream.
@@ -306,9 +313,7 @@ class Writer:
         :raises errors.ImageRefused: an image that is not as declared.
         """
         with _translated(self._opened, "write"):
-            facts = os.fstat(self._fd)
-            if stat.S_ISREG(facts.st_mode) and facts.st_size < self.position:
-                os.ftruncate(self._fd, self.position)  # it ends in a hole
+            self._extend()
         if has_header(self._opened):
             _accept(self._opened, probing.probe(self._fd), self._backing)
         self.sync()

@@ -20,7 +20,7 @@ from pathlib import Path
 from backends import errors
 from backends.images.transferring import PIECE, Piece
 from controller.codecs.sparsestream import MEDIA_TYPE, PLAIN_MEDIA_TYPE, Decoder, encode
-from controller.contents import Selection
+from controller.contents import WHOLE, Selection
 
 CONNECT_WITHIN = 30.0
 IDLE = 120.0
@@ -35,10 +35,14 @@ class NotNow(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What the agent says of a volume's contents."""
+    """What the agent says of a volume's contents.
+
+    :param whole: whether the checksum of an upload that goes on is that of all bytes.
+    """
 
     size: int
     reached: int | None
+    whole: bool
 
 
 class _SocketConnection(http.client.HTTPConnection):
@@ -97,7 +101,8 @@ class DataClient:
             with self._answer("HEAD", self._path + "/data") as answer:
                 reached = answer.headers.get("Upload-Offset")
                 size = int(answer.headers.get("Content-Length") or 0)
-                return Described(size, int(reached) if reached else None)
+                whole = answer.headers.get("Upload-Checksum") == WHOLE
+                return Described(size, int(reached) if reached else None, whole)
         except errors.StorageError:
             # The answer to a HEAD has no body that says why.
             self.download(Selection(length=1), lambda piece: None)

@@ -31,7 +31,7 @@ from controller.access import LONGEST, TokenFile, bearer
 from controller.admitting import Command, Target, Waits
 from controller.cli.bars import Bar
 from controller.cli.changing import volume_key
-from controller.cli.dataclient import DataClient, NotNow, over_network, over_socket
+from controller.cli.dataclient import DataClient, Described, NotNow, over_network, over_socket
 from controller.cli.printing import put, say
 from controller.cli.running import SOCKET
 from controller.cli.session import Session
@@ -61,9 +61,7 @@ class Server:
 class _Mover(Protocol):
     """Who moves the data: an agent that is asked, or this process."""
 
-    def reached(self) -> int | None: ...
-
-    def size(self) -> int: ...
+    def describe(self) -> Described: ...
 
     def upload(
         self, source: _Source, pieces: Iterator[Piece], selection: Selection, expected: int
@@ -97,10 +95,10 @@ def upload(
             deadline=deadline,
         ) as (mover),
     ):
-        if resume:
-            selection = _resumed(mover, selection, source)
-        length = source.length(selection.length)
         taken = Checksum(selection.checksum) if selection.checksum else None
+        if resume:
+            selection = _resumed(mover.describe(), selection, source, taken)
+        length = source.length(selection.length)
         with Bar(f"Upload {name}") as bar:
             pieces = _told(source.pieces(length, sparse=selection.sparse), bar, length, taken)
             found = mover.upload(source, pieces, selection, length)
@@ -108,9 +106,11 @@ def upload(
     return 0
 
 
-def _resumed(mover: _Mover, selection: Selection, source: _Source) -> Selection:
+def _resumed(
+    described: Described, selection: Selection, source: _Source, taken: Checksum | None
+) -> Selection:
     """Go on behind what arrived, of the file as of the volume."""
-    reached = mover.reached()
+    reached = described.reached
     if reached is None:
         say("No upload broke off; it begins anew.")
         return selection
@@ -120,7 +120,7 @@ def _resumed(mover: _Mover, selection: Selection, source: _Source) -> Selection:
             f"The last upload broke off at byte {reached}, before --offset.",
             hint="Leave out --resume.",
         )
-    source.skip(skipped)
+    source.skip(skipped, taken.add if taken is not None and described.whole else None)
     say(f"Going on at {format_quantity(reached)}.")
     left = max(0, selection.length - skipped) if selection.length else None
     return replace(selection, offset=reached, length=left)
@@ -157,7 +157,7 @@ def download(
     with _mover(
         session, name, namespace=namespace, operation=operation, server=server, deadline=deadline
     ) as mover:
-        total = max(0, mover.size() - selection.offset)
+        total = max(0, mover.describe().size - selection.offset)
         total = min(total, selection.length) if selection.length else total
         with _sink(file, resume=resume, force=force) as sink, Bar(f"Download {name}") as bar:
             taken = Checksum(selection.checksum) if selection.checksum else None
@@ -209,14 +209,16 @@ class _Source:
         self.stopped: Callable[[], bool] = lambda: False
         """Asked while nothing comes, whether to wait no longer."""
 
-    def skip(self, length: int) -> None:
-        """Leave out the beginning."""
+    def skip(self, length: int, seen: Callable[[Piece], None] | None = None) -> None:
+        """Leave out the beginning.
+
+        :param seen: is given what that is; None where nobody has to see it.
+        """
+        if length > 0 and (seen is not None or not self._seekable):
+            for piece in self.pieces(self.length(length), sparse=True):
+                if seen is not None:
+                    seen(piece)
         self._start = length
-        while not self._seekable and length > 0:
-            part = self._part(min(PIECE, length))
-            if not part:
-                return
-            length -= len(part)
 
     def length(self, wanted: int | None) -> int:
         """Bytes that will come; 0 where that is not known."""
@@ -397,11 +399,8 @@ class _Asking:
         self._operation = operation
         self._deadline = deadline
 
-    def reached(self) -> int | None:
-        return self._patiently(self._client.describe).reached
-
-    def size(self) -> int:
-        return self._patiently(self._client.describe).size
+    def describe(self) -> Described:
+        return self._patiently(self._client.describe)
 
     def upload(
         self, source: _Source, pieces: Iterator[Piece], selection: Selection, expected: int
@@ -437,11 +436,9 @@ class _Moving:
         self._wanted = wanted
         self._deadline = deadline
 
-    def reached(self) -> int | None:
-        return self._transfers.look(self._wanted(command=Command.DOWNLOAD)).reached
-
-    def size(self) -> int:
-        return self._transfers.look(self._wanted(command=Command.DOWNLOAD)).size
+    def describe(self) -> Described:
+        looked = self._transfers.look(self._wanted(command=Command.DOWNLOAD))
+        return Described(looked.size, looked.reached, looked.image)
 
     def upload(
         self, source: _Source, pieces: Iterator[Piece], selection: Selection, expected: int

@@ -158,11 +158,39 @@ class TestMoving:
         compare = ["qemu-img", "compare", str(source), str(images / "image")]
         subprocess.run(compare, check=True, capture_output=True)
 
+    @pytest.mark.parametrize("kept_by", ["agent", "command"])
+    def test_an_upload_of_an_image_goes_on(
+        self, poolkeeper, request, write, pool, volume, images, tmp_path, kept_by
+    ):
+        manifest = write("a.yaml", pool(), volume("image", capacity="8Mi", format="qcow2"))
+        assert poolkeeper("apply", "-f", manifest, "--wait").code == 0
+        if kept_by == "agent":
+            request.getfixturevalue("agent")()
+        noise, sent = tmp_path / "noise", tmp_path / "sent"
+        noise.write_bytes(os.urandom(6 * MIB))
+        subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(noise), str(sent)], check=True)
+        process = subprocess.Popen(
+            poolkeeper.argv("volume", "upload", "image", "-"),
+            env=poolkeeper.environment(), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        process.stdin.write(sent.read_bytes()[: 3 * MIB])
+        process.stdin.flush()
+        _until(lambda: any(path.stat().st_size >= MIB for path in images.glob(".poolkeeper/*")))
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        process.stdin.close()
+        _until(lambda: _reached(poolkeeper, "image"))
+        done = poolkeeper("volume", "upload", "image", sent, "--resume", "--checksum", "sha256")
+        assert done.code == 0, done.err
+        assert "Going on at" in done.err
+        assert done.out.strip() == f"sha256:{hashlib.sha256(sent.read_bytes()).hexdigest()}"
+        assert (images / "image").read_bytes() == sent.read_bytes()
 
-def _reached(poolkeeper):
+
+def _reached(poolkeeper, name="disk"):
     store = Store(poolkeeper.state)
     try:
-        uid = store.get(volume_key("disk")).metadata.uid
+        uid = store.get(volume_key(name)).metadata.uid
         return store.runtime(uid).get("upload")
     finally:
         store.close()
