@@ -45,6 +45,9 @@ _UNKNOWN_CONTAINERS = {
 }
 """Image formats of qemu's that libvirt has no name for, by what they begin with."""
 
+_OTHER_CHECKSUM = (
+    "Declare the checksum of the file as it is fetched (compressed, if it is), or another image."
+)
 _DAMAGED = (lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError)
 
 Read = Callable[[int], bytes]
@@ -275,7 +278,7 @@ class _Stream(io.RawIOBase):
         while self._next():
             pass
         if self._checksum is not None:
-            self._checksum.require(self._wanted)
+            self._checksum.require(self._wanted, hint=_OTHER_CHECKSUM)
 
 
 def _take(pieces: Iterator[bytes], length: int, intake: Intake) -> None:

@@ -90,15 +90,16 @@ class Checksum:
     def hex(self) -> str:
         return self._digest.hexdigest()
 
-    def require(self, wanted: str) -> None:
+    def require(self, wanted: str, *, hint: str = "Send it again.") -> None:
         """Compare with what was announced.
 
+        :param hint: what to do where it is another.
         :raises errors.ChecksumMismatch: they differ.
         """
         if self.hex != wanted.strip().lower():
             raise errors.ChecksumMismatch(
                 f"The {self.algorithm} of what arrived is {self.hex}, announced was {wanted}.",
-                hint="Send it again.",
+                hint=hint,
             )
 
 

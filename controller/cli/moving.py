@@ -437,7 +437,8 @@ class _Moving:
         self._deadline = deadline
 
     def describe(self) -> Described:
-        looked = self._transfers.look(self._wanted(command=Command.DOWNLOAD))
+        with _told_where_it_waits():
+            looked = self._transfers.look(self._wanted(command=Command.DOWNLOAD))
         return Described(looked.size, looked.reached, looked.image)
 
     def upload(
@@ -469,10 +470,8 @@ class _Moving:
         selection: Selection,
         run: Callable[[Target, Selection, Work], Moved],
     ) -> Moved:
-        try:
+        with _told_where_it_waits():
             begun = self._transfers.begin(self._wanted(command=command, selection=selection), run)
-        except Waits as wait:
-            raise errors.PoolNotReady(str(wait), hint="poolkeeper apply brings it there.") from None
         try:
             return begun.outcome.result()
         except BaseException:
@@ -480,3 +479,12 @@ class _Moving:
             raise
         finally:
             begun.job.ended.wait(self._deadline.seconds)
+
+
+@contextlib.contextmanager
+def _told_where_it_waits() -> Iterator[None]:
+    """Where nobody else is at work, waiting would help nothing."""
+    try:
+        yield
+    except Waits as wait:
+        raise errors.PoolNotReady(str(wait), hint="poolkeeper apply brings it there.") from None

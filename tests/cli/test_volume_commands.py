@@ -317,3 +317,25 @@ def test_an_operation_that_is_applied_is_carried_out(poolkeeper, write, pool, vo
     assert poolkeeper("get", "volop", "gone", "-o", "json").json["status"]["phase"] == "Succeeded"
     assert poolkeeper("describe", "volop", "gone").code == 0
     assert poolkeeper("delete", "volop", "gone").code == 0
+
+
+@pytest.mark.parametrize("direction", ["upload", "download"])
+def test_a_volume_that_is_not_made_yet_is_not_moved_and_says_so(
+    poolkeeper, write, pool, volume, tmp_path, direction
+):
+    poolkeeper(
+        "apply",
+        "-f",
+        write(
+            "a.yaml",
+            pool(),
+            volume("disk", source={"file": {"path": str(tmp_path / "none"), "format": "raw"}}),
+        ),
+    )
+    (tmp_path / "x").write_bytes(b"x")
+    result = poolkeeper(
+        "volume", direction, "disk", tmp_path / "x", *["--force"] * (direction == "download")
+    )
+    assert result.code == 1
+    assert "CreateVolume goes first" in result.err
+    assert (tmp_path / "x").read_bytes() == b"x"
