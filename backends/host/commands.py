@@ -64,6 +64,7 @@ _PACKAGES = {
     "iscsiadm": "open-iscsi",
     "losetup": "util-linux",
     "lsblk": "util-linux",
+    "lvm": "lvm2",
     "lvs": "lvm2",
     "lvcreate": "lvm2",
     "lvchange": "lvm2",

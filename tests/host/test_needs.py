@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from backends.host import needs
+from backends.host import commands, needs
 from backends.host.needs import Needs, has_filesystem, has_module, missing
+from backends.registry import pool_types
 
 
 @pytest.fixture
@@ -76,3 +77,11 @@ def test_a_kernel_without_lists_has_what_is_loaded(kernel: Path) -> None:
 def test_needs_add_up_without_repeating() -> None:
     both = Needs(programs=("mount",), modules=("nfs",)) + Needs(programs=("mount", "umount"))
     assert both == Needs(programs=("mount", "umount"), modules=("nfs",))
+
+
+@pytest.mark.parametrize("name", sorted(pool_types()))
+def test_each_program_that_a_pool_type_needs_is_in_a_named_package(name: str) -> None:
+    declared = pool_types()[name]
+    for lacking in [declared.needs, *declared.format_needs.values()]:
+        for program in lacking.programs:
+            assert "Install the Debian package " in str(commands.missing(program))
