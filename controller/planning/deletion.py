@@ -30,12 +30,7 @@ def plan_pool_deletion(
     if policy is PoolDeletion.RETAIN or pool.spec.adoption is Adoption.OBSERVE:
         return draft.finish()
     if facts.presence is Presence.UNREACHABLE:
-        draft.refusals.append(
-            errors.Inaccessible(
-                f"Pool {pool.name!r} can't be reached to {policy.lower()} it: {facts.detail}.",
-                hint="Set deletionPolicy Retain to let the resource go.",
-            )
-        )
+        _plan_unreachable(draft, facts)
         return draft.finish()
     draft.refusals.extend(other_devices(pool, facts, history))
     if facts.presence is Presence.ABSENT and facts.leftovers and policy is PoolDeletion.DELETE:
@@ -70,6 +65,21 @@ def plan_pool_deletion(
         place = backend.place(pool)
         draft.act(Verb.DELETE_POOL, "deletionPolicy is Delete.", destroys=[place])
     return draft.finish()
+
+
+def _plan_unreachable(draft: Draft, facts: PoolFacts) -> None:
+    """What was found and not made is only stopped, for which nothing of it has to be read."""
+    pool, policy = draft.pool, draft.pool.spec.deletion_policy
+    if facts.active and pool.type.found_only:
+        told = f"deletionPolicy is {policy}, and it can't be read: {facts.detail}."
+        draft.act(Verb.STOP_POOL, told)
+        return
+    draft.refusals.append(
+        errors.Inaccessible(
+            f"Pool {pool.name!r} can't be reached to {policy.lower()} it: {facts.detail}.",
+            hint="Set deletionPolicy Retain to let the resource go.",
+        )
+    )
 
 
 def plan_volume_deletion(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,6 +192,74 @@ def test_a_target_that_goes_down_is_inaccessible_and_comes_back(
     keeper.settle()
     keeper.assert_ready(SAN, LUN0)
     assert keeper.get(SAN).status.state == "Running"
+
+
+def go_down(target: Target) -> None:
+    target.down()
+    wait_until(lambda: all(item.state != initiator.LOGGED_IN for item in initiator.sessions()))
+
+
+def test_a_pool_whose_target_is_down_stops_and_starts_when_it_is_back(
+    keeper: Keeper, target: Target
+) -> None:
+    start(keeper, san())
+    keeper.assert_ready(SAN)
+    go_down(target)
+    start(keeper, san(state="Inactive"))
+    keeper.assert_ready(SAN)
+    assert keeper.get(SAN).status.state == "Inactive"
+    assert (sessions(), records()) == ([], [])
+    start(keeper, san())
+    keeper.assert_retrying(SAN, "Inaccessible")
+    target.up()
+    keeper.settle()
+    keeper.assert_ready(SAN)
+
+
+@pytest.mark.parametrize("policy", ["Undefine", "Delete"])
+def test_a_pool_whose_target_is_down_can_be_undefined(
+    keeper: Keeper, target: Target, policy: str
+) -> None:
+    start(keeper, san(deletionPolicy=policy))
+    keeper.assert_ready(SAN)
+    go_down(target)
+    keeper.delete(SAN)
+    keeper.settle()
+    assert keeper.gone(SAN)
+    assert (sessions(), records()) == ([], [])
+
+
+def test_what_stands_on_a_target_that_is_down_keeps_the_session(
+    keeper: Keeper, target: Target
+) -> None:
+    start(keeper, san(deletionPolicy="Undefine"))
+    lun = Path(f"/dev/disk/by-path/ip-127.0.0.1:3260-iscsi-{IQN}-lun-0")
+    with lun.open("rb") as opened:
+        holder = subprocess.Popen(["sleep", "600"], stdin=opened)
+    try:
+        go_down(target)
+        keeper.delete(SAN)
+        keeper.settle()
+        assert str(holder.pid) in keeper.assert_retrying(SAN, "InUse")
+        assert len(sessions()) == 1
+    finally:
+        holder.kill()
+        holder.wait()
+    keeper.settle()
+    assert keeper.gone(SAN)
+    assert sessions() == []
+
+
+def test_a_session_of_others_is_left_also_while_the_target_is_down(
+    keeper: Keeper, target: Target
+) -> None:
+    run("iscsiadm", "-m", "discovery", "-t", "sendtargets", "-p", "127.0.0.1")
+    run("iscsiadm", "-m", "node", "-T", IQN, "-p", "127.0.0.1:3260", "--login")
+    start(keeper, san(deletionPolicy="Undefine"))
+    go_down(target)
+    keeper.delete(SAN)
+    keeper.settle()
+    assert len(sessions()) == 1
 
 
 def test_a_target_that_is_down_from_the_start_is_told_within_its_deadline(
