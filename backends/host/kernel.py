@@ -14,6 +14,7 @@ import platform
 import struct
 from typing import Literal
 
+FAT_MAGIC = 0x4D44
 FUSE_MAGIC = 0x65735546
 RAMFS_MAGIC = 0x858458F6
 """File system types as statfs(2) reports them, from ``linux/magic.h``."""
@@ -102,6 +103,25 @@ def birth_time(fd: int) -> int | None:
     (mask,) = struct.unpack_from("=I", buffer)
     seconds, nanoseconds = struct.unpack_from("=qI", buffer, _STATX_BTIME_OFFSET)
     return seconds * 10**9 + nanoseconds if mask & _STATX_BTIME else None
+
+
+def fat_volume_id(fd: int) -> int:
+    """The serial number of a FAT file system: ``FAT_IOCTL_GET_VOLUME_ID`` of ``linux/msdos_fs.h``.
+
+    :param fd: of any file on it, not opened with ``O_PATH``.
+    """
+    answer = fcntl.ioctl(fd, ioctl_number("read", ord("r"), 0x13, 4), bytes(4))
+    return int(struct.unpack("=I", answer)[0])
+
+
+def first_block(fd: int) -> int:
+    """The block of the device that a file begins in, 0 for none: ``FIBMAP`` of ``linux/fs.h``.
+
+    :param fd: of a regular file, not opened with ``O_PATH``.
+    :raises OSError: ``EPERM`` without privilege, ``ERANGE`` for a number past 31 bits.
+    """
+    answer = fcntl.ioctl(fd, ioctl_number("none", 0x00, 1, 0), bytes(4))
+    return int(struct.unpack("=i", answer)[0])
 
 
 def file_handle(fd: int) -> str:

@@ -8,14 +8,17 @@ and device nodes have none anywhere (xattr(7)). For these the mark is a small fi
 directory instead, found by the inode's identity. An inode's number alone is none, as it is given
 to another file once its own is gone. So the identity is, whichever is there first:
 
-1. the file handle, which holds the inode's generation or the NFS server's name for the file;
-2. on ramfs, number, device and boot, since nothing there outlives the boot and numbers don't recur;
-3. number, time of birth, and file system (FUSE has handles, but they don't outlive a mount).
+1. on vfat, which numbers its files anew whenever it reads them anew, the file system's serial
+   number, and the file's first block and time of birth: renaming, growing and a new mount leave
+   both as they are, and a later file in the block was born later;
+2. the file handle, which holds the inode's generation or the NFS server's name for the file;
+3. on ramfs, number, device and boot, since nothing there outlives the boot and numbers don't recur;
+4. number, time of birth, and file system (FUSE has handles, but they don't outlive a mount).
 
 Where none of these is to be had, nothing can be marked, and ``write`` says so. An identity that
-changes, as on vfat, which numbers its files anew when it reads them anew, loses the mark: what was
-ours counts as not ours and is left alone until it is adopted. The other way round, a foreign file
-that counts as ours, can't come of it.
+changes, as that of a vfat file which was emptied or moved by a defragmenter, loses the mark: what
+was ours counts as not ours and is left alone until it is adopted. The other way round, a foreign
+file that counts as ours, can't come of it.
 
 The attributes are written by anybody who may write to the file. They say what we made; they are
 no proof against the file's owner.
@@ -134,9 +137,9 @@ class MarkStore:
         if _may_have_attributes(fd):
             for name in (UID, RESOURCE, ORIGIN):
                 _remove_attribute(fd, name)
-        identity = _identity(fd) if self._keeps_any() else None
-        if identity is not None:
-            self._entry(identity).unlink(missing_ok=True)
+        if self._keeps_any():
+            for identity in _identities(fd):
+                self._entry(identity).unlink(missing_ok=True)
             self._sync()
 
     def read_named(self, thing: str) -> Mark | None:
@@ -193,8 +196,10 @@ class MarkStore:
         return keeps_any
 
     def _kept_mark(self, fd: int) -> Mark | None:
-        identity = _identity(fd) if self._keeps_any() else None
-        return None if identity is None else self._kept(identity)
+        if not self._keeps_any():
+            return None
+        found = (self._kept(identity) for identity in _identities(fd))
+        return next((mark for mark in found if mark is not None), None)
 
     def _kept(self, identity: str) -> Mark | None:
         entry = self._entry(identity)
@@ -304,7 +309,7 @@ def _remove_attribute(fd: int, name: str) -> None:
 
 
 def _required_identity(fd: int) -> str:
-    identity = _identity(fd)
+    identity = next(_identities(fd), None)
     if identity is None:
         raise errors.Unsupported(
             "The file system keeps neither extended attributes nor anything that tells a file "
@@ -314,20 +319,44 @@ def _required_identity(fd: int) -> str:
     return identity
 
 
-def _identity(fd: int) -> str | None:
-    """What tells the inode from every other one, also from later ones; None if nothing does."""
+def _identities(fd: int) -> Iterator[str]:
+    """What tells the inode from every other one, also from later ones; what lasts longest first.
+
+    Most have one. A vfat file has the second alone until it has contents.
+    """
     magic = kernel.filesystem_magic(fd)
+    if magic == kernel.FAT_MAGIC:
+        lasting = _fat_identity(fd)
+        if lasting is not None:
+            yield lasting
     if magic != kernel.FUSE_MAGIC:
         # EPERM is a seccomp filter's answer.
         with _suppressed(errno.EOPNOTSUPP, errno.ENOSYS, errno.EOVERFLOW, errno.EPERM):
-            return f"handle {magic:x} {kernel.file_handle(fd)}"
+            handle = kernel.file_handle(fd)
+            yield f"handle {magic:x} {handle}"
+            return
     facts = os.fstat(fd)
     if magic == kernel.RAMFS_MAGIC:
-        return f"boot {mounts.boot_id()} {facts.st_dev:x} {facts.st_ino}"
+        yield f"boot {mounts.boot_id()} {facts.st_dev:x} {facts.st_ino}"
+        return
     born = kernel.birth_time(fd)
-    if born is None:
+    if born is not None:
+        yield f"birth {magic:x} {os.fstatvfs(fd).f_fsid:x} {facts.st_ino} {born}"
+
+
+def _fat_identity(fd: int) -> str | None:
+    """None for what has no block of its own, such as a directory or an empty file, and where the
+    kernel tells no time of birth (before Linux 5.19)."""
+    born, block, serial = kernel.birth_time(fd), 0, 0
+    if born is None or not modes.S_ISREG(os.fstat(fd).st_mode):
         return None
-    return f"birth {magic:x} {os.fstatvfs(fd).f_fsid:x} {facts.st_ino} {born}"
+    opened = os.open(_inode(fd), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with _suppressed(errno.EPERM, errno.ERANGE, errno.ENOTTY):
+            serial, block = kernel.fat_volume_id(opened), kernel.first_block(opened)
+    finally:
+        os.close(opened)
+    return f"fat {serial:08x} {block} {born}" if block else None
 
 
 @contextlib.contextmanager

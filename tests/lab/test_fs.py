@@ -54,12 +54,39 @@ def test_a_file_system_of_each_format_is_made_and_goes_again(keeper, target, dev
     apply(keeper, declaration(target, made, format, deletionPolicy="Delete", state="Inactive"))
     apply(keeper, spec)
     keeper.assert_ready(POOL)
-    if format != "vfat":  # which numbers its files anew, so that their marks are lost
-        keeper.assert_ready(DISK)
-        keeper.delete(DISK, POOL)
-        keeper.settle()
-        assert keeper.gone(POOL), keeper.told()
-        assert run("wipefs", "--noheadings", made) == ""
+    keeper.assert_ready(DISK)
+    assert keeper.get(DISK).status.origin == "Created"
+    keeper.delete(DISK, POOL)
+    keeper.settle()
+    assert keeper.gone(POOL), keeper.told()
+    assert run("wipefs", "--noheadings", made) == ""
+
+
+def test_on_vfat_a_mark_outlives_mounts_and_goes_with_its_file(keeper, target, device):
+    """vfat keeps no attributes, and numbers its files anew at each mount."""
+    made = device(64 * MIB)
+    names = ("raw", "image", "replaced", "late")
+    disks = [
+        volume(name, "images", capacity="4Mi", deletion_policy="Delete",
+               format="qcow2" if name == "image" else "raw")
+        for name in names
+    ]  # fmt: skip
+    apply(keeper, declaration(target, made, "vfat"), *disks)
+    keeper.assert_ready(*map(volume_key, names))
+    os.rename(target / "late", target / "elsewhere")  # and back: renaming takes no mark off
+    os.rename(target / "elsewhere", target / "late")
+    numbers = [(target / name).stat().st_ino for name in names]
+    (target / "replaced").unlink()
+    (target / "replaced").write_bytes(bytes(4 * MIB))  # likely in the same blocks
+    for state in ("Inactive", "Active"):
+        apply(keeper, declaration(target, made, "vfat", state=state))
+    assert numbers != [(target / name).stat().st_ino for name in names]
+    keeper.apply(volume("raw", "images", capacity="8Mi", format="raw", deletion_policy="Delete"))
+    keeper.settle()
+    keeper.assert_ready(POOL, volume_key("raw"), volume_key("image"), volume_key("late"))
+    keeper.delete(*map(volume_key, names))
+    keeper.settle()
+    assert os.listdir(target) == ["replaced"]
 
 
 def test_a_strangers_device_is_refused_by_name_and_left_as_it_is(keeper, target, trap):
