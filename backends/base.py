@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 from backends import errors
-from backends.host.devices import Identity
+from backends.host.devices import DeviceExtent, Identity
 from backends.host.files import Permissions as PermissionFacts
 from backends.host.marks import Mark, MarkStore, Origin
 from backends.host.needs import NOTHING, Needs
@@ -157,6 +157,7 @@ class VolumeFacts:
 
     :param format: the declared format where that is taken at its word, else what the header shows.
     :param header_format: what the header shows in any case; None where that is nothing more.
+    :param extents: where it stands on devices, in the order of its contents.
     """
 
     name: str
@@ -178,6 +179,7 @@ class VolumeFacts:
     backing_path: str | None = None
     backing_format: str | None = None
     backing_chain: tuple[Link, ...] = ()
+    extents: tuple[DeviceExtent, ...] = ()
     granularity: int | None = None
     """Bytes to which the host rounds this volume's capacity up; None for its format's own."""
     problem: str = ""
@@ -190,6 +192,18 @@ class FreeExtent:
 
     start: int
     end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """Something of a pool that runs full.
+
+    :param percent: how full it is, by the last threshold that it has passed.
+    :param told: a sentence.
+    """
+
+    percent: int
+    told: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +223,7 @@ class PoolFacts:
     :param free_extents: of a disk, where further partitions could be.
     :param leftovers: half-made things of ours, by name, that no one is working on.
     :param skipped: entries that are not volumes, with the reason.
+    :param shortages: what of the pool runs full.
     :param growth: why the backing is to be made larger, in a sentence; empty where it is not.
     :param thin_pool: how full the pool's thin pool is, where it has one.
     """
@@ -231,6 +246,7 @@ class PoolFacts:
     free_extents: tuple[FreeExtent, ...] = ()
     leftovers: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    shortages: tuple[Shortage, ...] = ()
     growth: str = ""
     thin_pool: ThinPoolStatus | None = None
 

@@ -39,7 +39,7 @@ from backends.base import (
 )
 from backends.foundvolumes import CONTENTS, lasting_path, permissions_of, set_node_permissions
 from backends.host import devices, partitions, signatures
-from backends.host.devices import BlockDevice
+from backends.host.devices import BlockDevice, DeviceExtent
 from backends.host.marks import Mark, Origin
 from backends.host.needs import Needs
 from backends.host.partitions import Extent, Partition, Table
@@ -580,6 +580,7 @@ def _facts(pool: Pool, table: Table, item: Partition, name: str, node: str) -> V
         allocation=0 if table.is_extended(item) else item.size,
         physical=item.size,
         permissions=permissions_of(node) if node else None,
+        extents=(DeviceExtent(device=_source(pool).device.path, start=item.start, end=item.end),),
         granularity=diskspace.step(table),
     )
 

@@ -8,7 +8,7 @@ the names of these matter only until it is made.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -20,6 +20,7 @@ from backends.base import (
     PoolFacts,
     PoolType,
     Presence,
+    Shortage,
     TargetUse,
     Verb,
     Volume,
@@ -67,7 +68,9 @@ class LogicalSource(Model):
         None, description="Name of the volume group; default: the pool's name."
     )
     devices: Annotated[Devices, Xml("source/device")] = Field(
-        (), description="Physical volumes; needed to build the group."
+        (),
+        description="Physical volumes; needed to build the group. One that is added and blank "
+        "joins it.",
     )
     format: Annotated[Literal["unknown", "lvm2"], Xml("source/format/@type")] = Field(
         "lvm2", description="Format of the metadata."
@@ -117,7 +120,8 @@ class LogicalBackend(LogicalVolumes):
             mark=group.mark,
             active=_active(visible),
             degraded=group.missing > 0,
-            warnings=tuple(_warnings(group)),
+            warnings=tuple(_warnings(pool, group)),
+            shortages=tuple(_shortages(group)),
             capacity=group.size,
             allocation=group.size - group.free,
             available=group.free,
@@ -188,7 +192,22 @@ class LogicalBackend(LogicalVolumes):
         self.run(_activation(pool, "ln"))
 
     def grow(self, pool: Pool) -> None:
+        group = self.group(pool)
+        for path in _joining(pool, group):
+            self._extend(pool, group, path)
         self._ensure_thin_pool(pool)
+
+    def _extend(self, pool: Pool, group: VolumeGroup, path: str) -> None:
+        """Let a device join the group, if nothing at all is found on it."""
+        found = _found_on(pool, path, _probed(pool, path))
+        if found:
+            raise errors.OverwriteRefused(
+                f"{path} is to join volume group {group.name!r}, and {found}.",
+                hint="Nothing was changed. Clear it with wipefs if nobody needs what is there.",
+            )
+        if not _is_own_orphan(pool, path):
+            self.run(_labelling(pool, path))
+        self.run(("vgextend", group.name, path))
 
     def _ensure_thin_pool(self, pool: Pool) -> None:
         if not is_thin(pool):
@@ -275,10 +294,14 @@ def _build_commands(pool: Pool) -> Iterator[tuple[str, ...]]:
             hint="Give logical.devices, or bring the group there.",
         )
     for item in pool.devices:
-        uuid = lvm.derived_uuid(pool.uid, item.path)
-        yield ("pvcreate", "--norestorefile", "--uuid", uuid, item.path)
+        yield _labelling(pool, item.path)
     paths = [item.path for item in pool.devices]
     yield ("vgcreate", *lvm.marking(pool.mark("Created")), pool.source_name, *paths)
+
+
+def _labelling(pool: Pool, path: str) -> tuple[str, ...]:
+    uuid = lvm.derived_uuid(pool.uid, path)
+    return ("pvcreate", "--norestorefile", "--uuid", uuid, path)
 
 
 def _observe_devices(pool: Pool) -> PoolFacts:
@@ -311,7 +334,7 @@ def _probed(pool: Pool, path: str) -> signatures.Contents:
     if contents.volume_group == pool.source_name:
         raise errors.Inaccessible(
             f"{path} belongs to volume group {pool.source_name!r}, and LVM does not see it.",
-            hint="Look at lvmdevices --check, at filters in lvm.conf, and at vgs.",
+            hint="Look at lvm lvmdevices --check, at filters in lvm.conf, and at vgs.",
         )
     return contents
 
@@ -342,17 +365,43 @@ def _is_own_orphan(pool: Pool, path: str) -> bool:
 
 def _other_devices(pool: Pool, group: VolumeGroup) -> bool:
     """Whether devices are declared, and the group stands on none of them (libvirt's rule)."""
-    if not pool.devices:
+    if not pool.devices or group.mark is not None:
         return False
-    standing = set()
-    for device in group.devices:
+    standing = _numbers(item.name for item in group.devices)
+    declared = _numbers(item.path for item in pool.devices)
+    return bool(standing) and not set(standing.values()) & set(declared.values())
+
+
+def _numbers(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """The numbers of devices, by their paths; without those that are not there."""
+    found = {}
+    for path in paths:
         with contextlib.suppress(errors.StorageError):
-            standing.add(devices.find(device.name).number)
-    for item in pool.devices:
-        with contextlib.suppress(errors.StorageError):
-            if devices.find(item.path).number in standing:
-                return False
-    return group.mark is None and bool(standing)
+            found[path] = devices.find(path).number
+    return found
+
+
+def _joining(pool: Pool, group: VolumeGroup) -> tuple[str, ...]:
+    """Declared devices that the group has not got yet.
+
+    None while the group has any that is not declared: a name may then lead to another device than
+    the one that it was declared for.
+    """
+    if group.missing:
+        return ()
+    standing = set(_numbers(item.name for item in group.devices).values())
+    declared = _numbers(item.path for item in pool.devices)
+    if not standing <= set(declared.values()):
+        return ()
+    return tuple(path for path, number in declared.items() if number not in standing)
+
+
+def _undeclared(pool: Pool, group: VolumeGroup) -> tuple[str, ...]:
+    """Devices of the group that are not declared, where any are."""
+    declared = set(_numbers(item.path for item in pool.devices).values())
+    standing = _numbers(item.name for item in group.devices)
+    found = tuple(path for path, number in standing.items() if number not in declared)
+    return found if pool.devices else ()
 
 
 def _named(group: VolumeGroup) -> str:
@@ -383,22 +432,39 @@ def _missing(group: VolumeGroup) -> str:
     return f"physical volumes of group {group.name!r} are missing: {uuids}"
 
 
-def _warnings(group: VolumeGroup) -> Iterator[str]:
+def _warnings(pool: Pool, group: VolumeGroup) -> Iterator[str]:
     if group.missing:
         yield f"{_missing(group)}."
+    strange = _undeclared(pool, group)
+    if strange:
+        yield (
+            f"The group also stands on {', '.join(strange)}, which the pool does not name; "
+            "pvmove and vgreduce take a device out."
+        )
+    for item in _shortages(group):
+        yield item.told
+
+
+def _shortages(group: VolumeGroup) -> Iterator[Shortage]:
     for item in group.volumes.values():
         what = "Thin pool" if item.thin_pool else "The space of snapshot"
         if item.thin_pool or item.thick_snapshot:
             for kind, percent in (("", item.data_percent), (" metadata", item.metadata_percent)):
                 reached = next((limit for limit in WARN_AT if (percent or 0) >= limit), None)
                 if reached is not None:
-                    yield f"{what} {item.name!r} has used more than {reached}% of its{kind} space."
+                    told = f"{what} {item.name!r} has used more than {reached}% of its{kind} space."
+                    yield Shortage(percent=reached, told=told)
 
 
 def _growth(pool: Pool, group: VolumeGroup) -> str:
-    """Why the thin pool has to be made or extended; empty where it is as declared."""
-    if not is_thin(pool):
-        return ""
+    """Why the group or its thin pool has to be made larger; empty where they are as declared."""
+    joining = _joining(pool, group)
+    told = [f"{', '.join(joining)} is to join it."] if joining else []
+    told += [_thin_growth(pool, group)] if is_thin(pool) else []
+    return " ".join(filter(None, told))
+
+
+def _thin_growth(pool: Pool, group: VolumeGroup) -> str:
     there = group.volumes.get(thin_pool_name(pool))
     if there is None:
         return f"It has no thin pool {thin_pool_name(pool)!r} yet."

@@ -125,6 +125,7 @@ class LogicalVolumes(Backend):
             mark=item.mark,
             backing_path=origin,
             backing_chain=chain,
+            extents=item.extents,
             granularity=group.extent,
             problem=_problem(item),
         )

@@ -2,18 +2,20 @@
 
 Polarity: ``Ready``, ``Active``, ``Built`` and ``InSync`` are good when True and always present once
 a resource was looked at. ``Reconciling`` and ``Stalled`` are there only while they are True, as
-kstatus expects: Reconciling reads as in progress, Stalled as failed until the spec changes.
+kstatus expects: Reconciling reads as in progress, Stalled as failed until the spec changes. So is
+``NearlyFull``, which kstatus passes over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any, Literal, TypeVar
 
 from backends import errors
 from backends.base import Pool, PoolFacts, Presence, Volume, VolumeFacts
-from backends.host.devices import Identity
+from backends.host.devices import DeviceExtent, Identity
 from backends.host.files import Permissions as PermissionFacts
 from backends.schema import mode
 from backends.spec import (
@@ -27,6 +29,8 @@ from backends.spec import (
     PoolState,
     PoolStatus,
     Progress,
+    SourceDevice,
+    SourceExtent,
     StatusBase,
     VolumeCounts,
     VolumeStatus,
@@ -34,6 +38,9 @@ from backends.spec import (
 from controller.jobs import Job, percent
 from controller.planning import Plan
 from controller.resources import REQUESTED_AT, AnyResource
+
+MAX_EXTENTS = 64
+"""Extents of a volume that its status tells."""
 
 SAMPLE = 20
 """Volumes nobody declared that a pool's status names; the count tells how many there are."""
@@ -45,6 +52,9 @@ FLUCTUATING = ("allocation", "available", "physical")
 """Sizes that move while storage is used, and nobody has to act on it."""
 
 T = TypeVar("T", bound=StatusBase)
+
+NEARLY_FULL = "NearlyFull"
+"""The condition of a pool in which something runs full, while it does."""
 
 PROGRESSING = "Progressing"
 """The reason of Ready, while it is False for no other cause than work that goes on."""
@@ -193,6 +203,7 @@ def pool_status(
     aspects += [
         _aspect("Active", running, "Running", "Inactive"),
         _aspect("Built", held, "Present", "NotPresent"),
+        *_shortage(facts, former),
     ]
     generation = resource.metadata.generation
     built_now = held and former.built_generation != generation
@@ -215,6 +226,23 @@ def pool_status(
     if status != former:
         status = status.model_copy(update={"last_refresh_time": now})
     return status
+
+
+def _shortage(facts: PoolFacts | None, former: PoolStatus) -> list[Aspect]:
+    """That something runs full, with how full in the reason; as it was while nobody can look."""
+    if facts is None or facts.presence is not Presence.PRESENT:
+        known = condition(former, NEARLY_FULL)
+        return [_same(known)] if known is not None else []
+    if not facts.shortages:
+        return []
+    percent = max(item.percent for item in facts.shortages)
+    told = " ".join(item.told for item in facts.shortages)
+    reason = f"Above{percent}Percent"
+    return [Aspect(type=NEARLY_FULL, status="True", reason=reason, message=told)]
+
+
+def _same(known: Condition) -> Aspect:
+    return Aspect(type=known.type, status=known.status, reason=known.reason, message=known.message)
 
 
 def _ours(resource: AnyResource, facts: PoolFacts | None) -> bool:
@@ -400,6 +428,7 @@ def _volume_figures(facts: VolumeFacts, resource: AnyResource) -> dict[str, Any]
         "cluster_size": facts.cluster_size,
         "encryption": facts.encryption,
         "permissions": _permissions(facts.permissions),
+        "source_devices": tuple(_source_devices(facts.extents[:MAX_EXTENTS])),
         # Kept where something else stands there now: what was ours and goes is not made anew.
         "origin": facts.mark.origin if facts.mark and ours else resource.status.origin,
         "backing_chain": tuple(
@@ -409,6 +438,13 @@ def _volume_figures(facts: VolumeFacts, resource: AnyResource) -> dict[str, Any]
             for link in facts.backing_chain
         ),
     }
+
+
+def _source_devices(extents: Sequence[DeviceExtent]) -> Iterator[SourceDevice]:
+    """Extents in their order, with those that follow each other on one device together."""
+    for path, run in groupby(extents, key=lambda item: item.device):
+        told = tuple(SourceExtent(start=item.start, end=item.end) for item in run)
+        yield SourceDevice(path=path, extents=told)
 
 
 def _permissions(facts: PermissionFacts | None) -> Permissions | None:

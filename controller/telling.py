@@ -38,6 +38,7 @@ def of_look(resource: AnyResource, status: StatusBase) -> list[News]:
     return [
         *_trouble(resource.status, status),
         *_drift(resource.status, status),
+        *_shortage(resource.status, status),
         *_request(resource.status, status),
         *_publication(resource.status, status),
     ]
@@ -64,6 +65,15 @@ def _drift(former: StatusBase, status: StatusBase) -> list[News]:
         return []
     found = summarising.condition(status, "InSync")
     return [News("Warning", "Drifted", found.message)] if found is not None else []
+
+
+def _shortage(former: StatusBase, status: StatusBase) -> list[News]:
+    """Something that runs full, each time that it is fuller than it was known to be."""
+    before = summarising.condition(former, summarising.NEARLY_FULL)
+    after = summarising.condition(status, summarising.NEARLY_FULL)
+    if after is None or (before is not None and before.reason >= after.reason):
+        return []  # Above80Percent and so on are in order
+    return [News("Warning", summarising.NEARLY_FULL, after.message)]
 
 
 def _request(former: StatusBase, status: StatusBase) -> list[News]:

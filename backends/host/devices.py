@@ -37,6 +37,18 @@ _BEST_IDS = ("wwn-", "nvme-eui.", "nvme-uuid.", "dm-uuid-", "md-uuid-", "scsi-",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceExtent:
+    """A stretch of a device that a volume takes, in bytes; ``end`` is the first byte past it.
+
+    Of a physical volume it is counted from its first extent on, as in libvirt.
+    """
+
+    device: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlockDevice:
     """A block device as it is now.
 

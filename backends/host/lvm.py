@@ -12,12 +12,13 @@ import json
 import re
 import string
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from backends import errors
 from backends.host import commands
+from backends.host.devices import DeviceExtent
 from backends.host.marks import Mark, Origin
 
 REPORT_SECONDS = 60.0
@@ -44,8 +45,9 @@ _FIELDS = {
         "data_percent", "metadata_percent", "lv_active", "lv_skip_activation", "lv_layout",
         "lv_role", "lv_health_status",
     ),
+    "seg": ("lv_uuid", "seg_pe_ranges"),
 }  # fmt: skip
-_NONE = "segtype=none"  # no segment has this type: their reports stay empty
+_NONE = "segtype=none"  # no segment has this type: the report stays empty
 
 _GROUP_NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]*")
 _RESERVED_PARTS = (
@@ -78,6 +80,7 @@ class LogicalVolume:
     :param data_percent: part of a snapshot's or thin volume's space that is in use.
     :param skipped: not activated unless told to (``lvchange --setactivationskip``).
     :param health: what is wrong with it in LVM's word; empty where nothing is.
+    :param extents: where it stands; of a thin volume nothing, as its pool has the extents.
     """
 
     name: str
@@ -95,6 +98,7 @@ class LogicalVolume:
     layout: tuple[str, ...]
     role: tuple[str, ...]
     health: str
+    extents: tuple[DeviceExtent, ...] = ()
 
     @property
     def thin(self) -> bool:
@@ -202,24 +206,31 @@ def report_command(name: str, *, devices: Sequence[str] = ()) -> tuple[str, ...]
     for kind, fields in _FIELDS.items():
         argv += ["--configreport", kind, "--options", ",".join(fields)]
     argv += ["--configreport", "pvseg", "--options", "pvseg_start", "--select", _NONE]
-    argv += ["--configreport", "seg", "--options", "seg_start", "--select", _NONE]
     return (*argv, name)
 
 
 def _group(told: Mapping[str, Any]) -> VolumeGroup:
     facts = told["vg"][0]
+    size = int(facts["vg_extent_size"])
+    extents: dict[str, tuple[DeviceExtent, ...]] = {}
+    for item in told.get("seg", ()):
+        found = tuple(_extents(item["seg_pe_ranges"], size))
+        extents[item["lv_uuid"]] = extents.get(item["lv_uuid"], ()) + found
     return VolumeGroup(
         name=facts["vg_name"],
         uuid=facts["vg_uuid"],
         size=int(facts["vg_size"]),
         free=int(facts["vg_free"]),
-        extent=int(facts["vg_extent_size"]),
+        extent=size,
         tags=_listed(facts["vg_tags"]),
         missing=int(facts["vg_missing_pv_count"]),
         exported=facts["vg_exported"] == "1",
         lock_type=facts["vg_lock_type"],
         devices=tuple(_device(item) for item in told.get("pv", ())),
-        volumes={item["lv_name"]: _volume(item) for item in told.get("lv", ())},
+        volumes={
+            item["lv_name"]: _volume(item, extents.get(item["lv_uuid"], ()))
+            for item in told.get("lv", ())
+        },
     )
 
 
@@ -229,7 +240,19 @@ def _device(facts: Mapping[str, str]) -> PhysicalVolume:
     return PhysicalVolume(name=name, uuid=facts["pv_uuid"], missing=missing)
 
 
-def _volume(facts: Mapping[str, str]) -> LogicalVolume:
+def _extents(ranges: str, size: int) -> Iterator[DeviceExtent]:
+    """Read ``/dev/sda:0-9 /dev/sdb:4-7``, passing over what stands on volumes within the volume.
+
+    :param size: bytes of one extent.
+    """
+    for item in ranges.split():
+        device, _, span = item.rpartition(":")
+        first, _, last = span.partition("-")
+        if device.startswith("/") and first.isdigit() and last.isdigit():
+            yield DeviceExtent(device=device, start=int(first) * size, end=(int(last) + 1) * size)
+
+
+def _volume(facts: Mapping[str, str], extents: tuple[DeviceExtent, ...]) -> LogicalVolume:
     return LogicalVolume(
         name=facts["lv_name"],
         uuid=facts["lv_uuid"],
@@ -246,6 +269,7 @@ def _volume(facts: Mapping[str, str]) -> LogicalVolume:
         layout=_listed(facts["lv_layout"]),
         role=_listed(facts["lv_role"]),
         health=facts["lv_health_status"],
+        extents=extents,
     )
 
 

@@ -365,6 +365,24 @@ class BackingLink(Model):
     capacity: Quantity | None = Field(None, description="Its virtual size.")
 
 
+class SourceExtent(Model):
+    """A stretch of a device that a volume takes, in bytes."""
+
+    start: Annotated[int, Xml("@start")] = Field(ge=0, description="Its first byte.")
+    end: Annotated[int, Xml("@end")] = Field(ge=0, description="The first byte past it.")
+
+
+class SourceDevice(Model):
+    """A device that a volume stands on."""
+
+    path: Annotated[Text, Xml("@path")] = Field(description="The device.")
+    extents: Annotated[tuple[SourceExtent, ...], Xml("extent")] = Field(
+        (),
+        max_length=64,
+        description="Where on it; on a physical volume of LVM, counted from its first extent on.",
+    )
+
+
 class VolumeStatus(StatusBase):
     """What was observed of a volume."""
 
@@ -373,6 +391,12 @@ class VolumeStatus(StatusBase):
     ] = Field(None, description="Kind of volume in libvirt's words.")
     key: Annotated[Annotated[str, Field(max_length=4096)] | None, Xml("key")] = Field(
         None, description="What identifies the volume on its host."
+    )
+    source_devices: Annotated[tuple[SourceDevice, ...], Xml("source/device")] = Field(
+        (),
+        max_length=64,
+        description="What a partition or logical volume stands on, in the order of its contents; "
+        "of many extents the first 64.",
     )
     path: Annotated[Annotated[str, Field(max_length=4096)] | None, Xml("target/path")] = Field(
         None, description="Where the volume is."

@@ -57,7 +57,7 @@ SOURCE_NAME_REQUIRED = ("rbd",)
 UNLISTED_VOLUME_FORMATS = ("rbd",)
 """Pool types whose volume formats libvirt's capabilities leave out."""
 
-OBSERVED_ONLY = frozenset({"physical", "capacity", "allocation", "permissions"})
+OBSERVED_ONLY = frozenset({"physical", "capacity", "allocation", "permissions", "source_devices"})
 """Fields of a volume's status that libvirt writes; read, they are the spec's or nobody's."""
 
 ERRORS: Mapping[str, type[errors.InvalidXml]] = {

@@ -15,7 +15,7 @@ from lxml import etree
 
 from backends.registry import pool_spec, pool_types
 from backends.schema import Model
-from backends.spec import PoolStatus, VolumeSpec, VolumeStatus
+from backends.spec import PoolStatus, SourceDevice, SourceExtent, VolumeSpec, VolumeStatus
 from controller.codecs import libvirtxml
 from controller.codecs.xmlfields import shapes
 
@@ -589,6 +589,9 @@ def test_every_field_with_a_place_in_xml_is_in_a_document_here() -> None:
         seen |= {*given_fields(again.spec), *given_fields(again.status)}
     printed_only = {("PoolStatus", s.name) for s in shapes(PoolStatus)}
     printed_only |= {("VolumeStatus", name) for name in libvirtxml.OBSERVED_ONLY}
+    printed_only |= {
+        (kind.__name__, item.name) for kind in (SourceDevice, SourceExtent) for item in shapes(kind)
+    }
     expected = {*marked(pool_spec()), *marked(VolumeSpec), *marked(VolumeStatus)}
     assert expected - printed_only - seen == set()
 
@@ -602,6 +605,35 @@ def test_every_observed_figure_is_printed() -> None:
     assert f"<uuid>{UUID}</uuid>" in text
     for tag, size in (("capacity", 30), ("allocation", 20), ("available", 10)):
         assert f"<{tag} unit='bytes'>{size}</{tag}>" in text
+
+
+def on_devices() -> str:
+    """A volume on two stretches of one device and one of another."""
+    first = SourceDevice(
+        path="/dev/sda", extents=(SourceExtent(start=0, end=8), SourceExtent(start=16, end=24))
+    )
+    second = SourceDevice(path="/dev/sdb", extents=(SourceExtent(start=0, end=8),))
+    read = parse_volume("<volume><name>v</name><capacity>24</capacity></volume>", "logical")
+    status = read.status.model_copy(update={"source_devices": (first, second)})
+    return libvirtxml.format(dataclasses.replace(read, status=status))
+
+
+def test_where_a_volume_stands_is_printed_and_not_read() -> None:
+    text = on_devices()
+    told = [line.strip() for line in text.splitlines()]
+    start = told.index("<source>")
+    assert told[start : start + 9] == [
+        "<source>",
+        "<device path='/dev/sda'>",
+        "<extent start='0' end='8'/>",
+        "<extent start='16' end='24'/>",
+        "</device>",
+        "<device path='/dev/sdb'>",
+        "<extent start='0' end='8'/>",
+        "</device>",
+        "</source>",
+    ]
+    assert parse_volume(text, "logical").status.source_devices == ()
 
 
 def schema(name: str) -> etree.RelaxNG:
@@ -632,6 +664,11 @@ def test_normalised_pools_are_valid_under_libvirts_schema(case: str) -> None:
 def test_normalised_volumes_are_valid_under_libvirts_schema(case: str) -> None:
     document = etree.fromstring(VOLUMES[case][2].encode())
     assert SCHEMAS["vol"].validate(document), SCHEMAS["vol"].error_log
+
+
+@NEEDS_SCHEMAS
+def test_where_a_volume_stands_is_valid_under_libvirts_schema() -> None:
+    assert SCHEMAS["vol"].validate(etree.fromstring(on_devices().encode()))
 
 
 @NEEDS_SCHEMAS

@@ -6,14 +6,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from backends.host import commands
+from controller.codecs import libvirtxml
 from tests import killing
 from tests.keeper import Keeper, pool, pool_key, volume, volume_key
 from tests.lab.cable import Cable
-from tests.lab.spare import MIB, Spares, run
+from tests.lab.spare import IN_GUEST, MIB, Spares, found_on, run
 from tests.lab.traps import Trap
 
 GROUP = "vg-logical"
@@ -215,6 +217,190 @@ def test_thin_volumes_take_space_as_they_are_written(keeper: Keeper, device: Spa
 
 def keeper_device(keeper: Keeper) -> Path:
     return Path(keeper.get(POOL).spec.logical.devices[0].path)
+
+
+NEARLY_FULL = "NearlyFull"
+
+
+def test_a_thin_pool_that_fills_is_told_of_once_at_each_threshold(
+    keeper: Keeper, device: Spares
+) -> None:
+    thin = {"provisioning": "Thin", "thinPool": {"name": "tp", "size": "64Mi"}}
+    spare = device(256 * MIB)
+    start(keeper, fast(spare, source=thin), disk(capacity="128Mi"))
+    assert keeper.truth(POOL, NEARLY_FULL) is None
+    for megabytes, reason, told in ((53, "Above80Percent", 1), (62, "Above95Percent", 2)):
+        write("disk", 0, b"x" * megabytes * MIB)
+        keeper.reconcile()
+        assert (keeper.truth(POOL, NEARLY_FULL), keeper.reason(POOL, NEARLY_FULL)) == (
+            "True",
+            reason,
+        )
+        assert "Thin pool 'tp'" in keeper.message(POOL, NEARLY_FULL)
+        keeper.assert_ready(POOL)
+        written = keeper.recorded()
+        keeper.reconcile()
+        assert keeper.recorded() == written
+        assert [item.type for item in keeper.events(POOL) if item.reason == NEARLY_FULL] == [
+            "Warning"
+        ] * told
+    thin["thinPool"] = {"name": "tp", "size": "192Mi"}
+    start(keeper, fast(spare, source=thin))
+    assert keeper.truth(POOL, NEARLY_FULL) is None
+    assert keeper.reasons(POOL).count(NEARLY_FULL) == 2
+
+
+def xml_of(keeper: Keeper, name: str) -> ElementTree.Element:
+    resource = keeper.get(volume_key(name))
+    document = libvirtxml.document(resource, pool_type="logical")
+    return ElementTree.fromstring(libvirtxml.format(document))
+
+
+def test_where_a_volume_stands_is_told_as_libvirt_tells_it(keeper: Keeper, device: Spares) -> None:
+    first, second = device(32 * MIB), device(64 * MIB)
+    start(keeper, fast(first, second), disk(capacity="8Mi"), disk("large", capacity="40Mi"))
+    keeper.assert_ready(volume_key("large"))
+    for name in ("disk", "large"):
+        kept = {
+            (item.path, extent.start, extent.end)
+            for item in keeper.get(volume_key(name)).status.source_devices
+            for extent in item.extents
+        }
+        shown = {
+            (item.get("path"), int(extent.get("start", "")), int(extent.get("end", "")))
+            for item in xml_of(keeper, name).iterfind("source/device")
+            for extent in item.iterfind("extent")
+        }
+        segments = ["--segments", "--noheadings", "--units", "b", "--nosuffix"]
+        lines = run("lvs", *segments, "-o", "devices,seg_size", f"{GROUP}/{name}").splitlines()
+        pieces = [(line.split()[0], int(line.split()[1])) for line in lines]
+        expected = set()
+        for place, size in pieces:
+            path, _, extent = place.rstrip(")").partition("(")
+            expected.add((path, int(extent) * 4 * MIB, int(extent) * 4 * MIB + size))
+        assert kept == shown == expected
+
+
+def test_a_device_that_is_added_and_blank_joins_the_group(keeper: Keeper, device: Spares) -> None:
+    first, second = device(32 * MIB), device(32 * MIB)
+    start(keeper, fast(first))
+    start(keeper, fast(first, second), disk(capacity="40Mi"))
+    keeper.settle()
+    keeper.assert_ready(POOL, DISK)
+    assert run("vgs", "--noheadings", "-o", "pv_count", GROUP).strip() == "2"
+    assert keeper.planned() == {}
+    written = keeper.recorded()
+    keeper.reconcile()
+    assert keeper.recorded() == written
+
+
+def test_a_device_that_is_added_and_carries_anything_stays_as_it_is(
+    keeper: Keeper, device: Spares, trap: Trap
+) -> None:
+    first = device(32 * MIB)
+    start(keeper, fast(first))
+    overwrite = {"policy": "Overwrite", "confirm": "fast"}
+    start(keeper, fast(first, trap.device, build=overwrite))
+    trap.assert_named_in(keeper.assert_stalled(POOL, "OverwriteRefused"))
+    trap.assert_untouched()
+    start(keeper, fast(first), disk())
+    keeper.assert_ready(POOL, DISK)
+
+
+def test_a_device_joins_in_spite_of_a_kill_between_any_two_steps(
+    device: Spares, tmp_path: Path
+) -> None:
+    first, second = device(32 * MIB), device(32 * MIB)
+
+    def finished(keeper: Keeper) -> None:
+        keeper.assert_ready(POOL)
+        assert run("vgs", "--noheadings", "-o", "pv_count", GROUP).strip() == "2"
+
+    def undone(keeper: Keeper) -> None:
+        keeper.delete(POOL)
+        keeper.settle()
+        assert GROUP not in groups()
+
+    kills = killing.at_every_step(
+        tmp_path / "killed",
+        lambda keeper: start(keeper, fast(first, second, deletion_policy="Delete")),
+        prepared=lambda keeper: start(keeper, fast(first, deletion_policy="Delete")),
+        finished=finished,
+        undone=undone,
+        commands_only=True,
+    )
+    assert kills == 2
+
+
+def test_a_device_that_is_taken_off_the_list_stays_and_is_told_of(
+    keeper: Keeper, device: Spares
+) -> None:
+    first, second, third = (device(32 * MIB) for _ in range(3))
+    start(keeper, fast(first, second))
+    start(keeper, fast(first, third))  # as if a name led to another device now
+    keeper.assert_ready(POOL)
+    assert f"also stands on {second}" in keeper.message(POOL)
+    assert found_on(third) == ""
+    assert keeper.planned() == {}
+
+
+def test_an_exported_group_is_refused_and_left(keeper: Keeper, device: Spares) -> None:
+    spare = device(32 * MIB)
+    run("vgcreate", "-q", GROUP, spare)
+    run("vgexport", "-q", GROUP)
+    start(keeper, fast(spare), disk())
+    assert "exported (see vgimport)" in keeper.assert_retrying(POOL, "Inaccessible")
+    assert "x" in run("vgs", "--noheadings", "-o", "vg_attr", GROUP)
+    run("vgimport", "-q", GROUP)
+    keeper.settle()
+    keeper.assert_ready(POOL, DISK)
+
+
+@pytest.fixture
+def devices_file() -> Iterator[Path]:
+    """LVM looks only at devices that this file lists; none at first (lvmdevices(8))."""
+    settings, file = Path("/etc/lvm/lvmlocal.conf"), Path("/etc/lvm/devices/system.devices")
+    former = settings.read_text() if settings.exists() else None
+    settings.write_text("devices {\n use_devicesfile = 1\n}\n")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("")
+    yield file
+    for item in file.parent.iterdir():
+        if item.is_file():
+            item.unlink()
+    if former is None:
+        settings.unlink()
+    else:
+        settings.write_text(former)
+
+
+@pytest.mark.skipif(not IN_GUEST, reason="sets up LVM of the whole host")
+def test_devices_that_a_group_is_made_of_join_the_devices_file(
+    keeper: Keeper, device: Spares, devices_file: Path
+) -> None:
+    first, second = device(32 * MIB), device(32 * MIB)
+    start(keeper, fast(first), disk())
+    keeper.assert_ready(POOL, DISK)
+    assert str(first) in run("lvm", "lvmdevices")
+    start(keeper, fast(first, second))
+    keeper.assert_ready(POOL)
+    assert str(second) in run("lvm", "lvmdevices")
+    assert keeper.planned() == {}
+
+
+@pytest.mark.skipif(not IN_GUEST, reason="sets up LVM of the whole host")
+def test_a_group_on_devices_that_the_devices_file_leaves_out_is_neither_absent_nor_built_over(
+    keeper: Keeper, device: Spares, devices_file: Path
+) -> None:
+    spare = device(32 * MIB)
+    run("vgcreate", "-q", GROUP, spare)
+    run("lvm", "lvmdevices", "--yes", "--deldev", spare)
+    assert GROUP not in groups()
+    start(keeper, fast(spare))
+    assert "LVM does not see it" in keeper.assert_retrying(POOL, "Inaccessible")
+    run("lvm", "lvmdevices", "--yes", "--adddev", spare)
+    keeper.settle()
+    keeper.assert_ready(POOL)
 
 
 def test_a_thin_clone_shares_extents_and_outlives_its_source(
