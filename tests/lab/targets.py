@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import os
 import shutil
 import time
@@ -27,7 +29,10 @@ def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 class Disk:
-    """What a LUN stands on: a loop device of its own, with a serial number."""
+    """What a LUN stands on: a loop device of its own, with a serial number.
+
+    :param name: the kernel's name for it, which no other has at the time.
+    """
 
     def __init__(self, scratch: Path, name: str, size: int) -> None:
         run("modprobe", "-a", "target_core_mod", "target_core_file")
@@ -39,7 +44,9 @@ class Disk:
         self.directory = CONFIG / "core" / "fileio_0" / name
         self.directory.mkdir(parents=True)
         (self.directory / "control").write_text(f"fd_dev_name={self.device},fd_dev_size={size}")
-        (self.directory / "wwn" / "vpd_unit_serial").write_text(f"{name}-serial")
+        # Of a serial number its hexadecimal digits alone get into the world-wide name.
+        serial = hashlib.sha256(name.encode()).hexdigest()[:32]
+        (self.directory / "wwn" / "vpd_unit_serial").write_text(serial)
         (self.directory / "enable").write_text("1")
 
     def grow(self, size: int) -> None:
@@ -52,7 +59,7 @@ class Disk:
         self.file.unlink()
 
 
-class _Group:
+class Group:
     """A target's portal group: LUNs, and what takes them away again."""
 
     def __init__(self, directory: Path) -> None:
@@ -71,24 +78,33 @@ class _Group:
                 link.unlink()
         place.rmdir()
 
+    def luns(self) -> list[int]:
+        names = (place.name for place in (self.group / "lun").iterdir())
+        return sorted(int(name.removeprefix("lun_")) for name in names)
+
     def remove(self) -> None:
-        for place in (self.group / "lun").iterdir():
-            self.take(int(place.name.removeprefix("lun_")))
+        for lun in self.luns():
+            self.take(lun)
         for portal in (self.group / "np").glob("*"):
             portal.rmdir()
         self.group.rmdir()
         self.group.parent.rmdir()
 
 
-class Target(_Group):
-    """An iSCSI target that lets any initiator in, until CHAP is asked for."""
+class Target(Group):
+    """An iSCSI target that lets any initiator in, until CHAP is asked for.
 
-    def __init__(self, name: str, *portals: str) -> None:
+    :param portals: addresses with ports.
+    :param far: the network that these are in; None for this host's own.
+    """
+
+    def __init__(self, name: str, *portals: str, far: FarNetwork | None = None) -> None:
         run("modprobe", "iscsi_target_mod")
         self.name = name
         super().__init__(CONFIG / "iscsi" / name)
         for portal in portals:
-            (self.group / "np" / portal).mkdir(parents=True)
+            # The kernel listens in the network of who asks it to.
+            run(*(far.inside if far else ()), "mkdir", "-p", self.group / "np" / portal)
         self._set("attrib", authentication=0, demo_mode_write_protect=0, generate_node_acls=1,
                   cache_dynamic_acls=1)  # fmt: skip
         self.up()
@@ -111,20 +127,62 @@ class Target(_Group):
             self._set("auth", userid_mutual=mutual[0], password_mutual=mutual[1])
 
 
-class LoopHost(_Group):
+class FarNetwork(contextlib.AbstractContextManager["FarNetwork"]):
+    """Another network, in which a server can be silent: what is sent there is never answered.
+
+    :ivar address: of the server in it.
+    :ivar inside: begins a command that is to run there.
+    """
+
+    _NAME, _HERE, address = "far", "192.0.2.1", "192.0.2.2"
+    inside = ("nsenter", f"--net=/run/netns/{_NAME}")
+
+    def __enter__(self) -> FarNetwork:
+        run("modprobe", "veth")
+        run("ip", "netns", "add", self._NAME)
+        ends = ("near0", "type", "veth", "peer", "name", "far0", "netns", self._NAME)
+        run("ip", "link", "add", *ends)
+        run("ip", "address", "add", f"{self._HERE}/24", "dev", "near0")
+        run("ip", "link", "set", "near0", "up")
+        self._ip("address", "add", f"{self.address}/24", "dev", "far0")
+        self._ip("link", "set", "far0", "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        run("ip", "netns", "delete", self._NAME)
+
+    def _ip(self, *words: str) -> None:
+        run("ip", "-n", self._NAME, *words)
+
+    def silence(self) -> None:
+        self._ip("route", "replace", "blackhole", self._HERE)
+
+    def speak(self) -> None:
+        self._ip("route", "flush", "type", "blackhole")
+
+
+class LoopHost(Group):
     """A virtual SCSI host of this machine."""
 
-    def __init__(self, number: int = 1) -> None:
+    _numbers = itertools.count(1)
+
+    def __init__(self) -> None:
         run("modprobe", "tcm_loop")
         before = _hosts()
-        super().__init__(CONFIG / "loopback" / f"naa.500140500000000{number}")
-        (self.group / "nexus").write_text(f"naa.500140500000001{number}")
+        number = next(self._numbers)
+        super().__init__(CONFIG / "loopback" / f"naa.5001405{number:09x}")
+        (self.group / "nexus").write_text(f"naa.5001406{number:09x}")
         wait_until(lambda: bool(_hosts() - before))
         (self.name,) = _hosts() - before
 
     @property
     def sysfs(self) -> Path:
         return Path("/sys/class/scsi_host", self.name)
+
+    def nodes(self) -> list[Path]:
+        """The devices of its LUNs."""
+        found = (self.sysfs / "device").glob("target*/*/block/*")
+        return sorted(Path("/dev", item.name) for item in found)
 
 
 def _hosts() -> set[str]:
@@ -168,7 +226,8 @@ def _runs(program: str) -> bool:
 
 
 class MultipathMaps(contextlib.AbstractContextManager[None]):
-    """Maps ``mpatha`` and so on, each over the LUNs of one disk behind two hosts."""
+    """Maps ``mpatha`` and so on, each over the LUNs of one disk behind two hosts; the disks of
+    others have none."""
 
     def __init__(self, *disks: Disk) -> None:
         self._disks = disks
@@ -176,16 +235,20 @@ class MultipathMaps(contextlib.AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         run("modprobe", "-a", "dm-multipath", "dm-service-time")
-        Path("/etc/multipath.conf").write_text(
-            "defaults {\n find_multipaths no\n user_friendly_names yes\n}\n"
-            'blacklist {\n devnode "^loop"\n}\n'
-        )
-        for number in (1, 2):
-            host = LoopHost(number)
+        for _ in range(2):
+            host = LoopHost()
             self._hosts.append(host)
             for lun, disk in enumerate(self._disks):
                 host.give(lun, disk)
         run("udevadm", "settle")
+        wwids = {_wwid(node) for host in self._hosts for node in host.nodes()}
+        assert len(wwids) == len(self._disks)
+        exceptions = "".join(f' wwid "{wwid}"\n' for wwid in sorted(wwids))
+        _MULTIPATH.write_text(
+            "defaults {\n find_multipaths no\n user_friendly_names yes\n}\n"
+            'blacklist {\n wwid ".*"\n}\n'
+            f"blacklist_exceptions {{\n{exceptions}}}\n"
+        )
         run("multipath")
         run("udevadm", "settle")
 
@@ -193,5 +256,13 @@ class MultipathMaps(contextlib.AbstractContextManager[None]):
         run("multipath", "-F")
         for host in self._hosts:
             host.remove()
-        Path("/etc/multipath.conf").unlink()
+        _MULTIPATH.unlink()
         shutil.rmtree("/etc/multipath", ignore_errors=True)  # which names were given
+
+
+_MULTIPATH = Path("/etc/multipath.conf")
+
+
+def _wwid(node: Path) -> str:
+    """The name of a disk by which multipath knows it."""
+    return run("/lib/udev/scsi_id", "--whitelisted", f"--device={node}").strip()

@@ -27,7 +27,7 @@ class Candidate(PoolUnderTest):
 
     def __init__(self, root: Path, spares: Spares) -> None:
         super().__init__(root, spares)
-        self._disk = Disk(root, "lun0", 4 * MIB)
+        self._disk = Disk(root, "mpath-lun0", 4 * MIB)
         self._maps = MultipathMaps(self._disk)
         self._maps.__enter__()
 
