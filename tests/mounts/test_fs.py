@@ -425,8 +425,8 @@ def test_looking_at_a_strangers_file_system_changes_nothing_on_it(keeper, host):
     assert content(node) == before
 
 
-def test_a_build_that_was_interrupted_is_done_again(keeper, host, monkeypatch):
-    node = host.insert()
+def build_interrupted(keeper, host, monkeypatch):
+    """Make a file system that is never marked, as a process that dies in between would."""
 
     def die(*args, **kwargs):
         raise KeyboardInterrupt
@@ -436,6 +436,11 @@ def test_a_build_that_was_interrupted_is_done_again(keeper, host, monkeypatch):
         keeper.apply(host.declaration())
         with pytest.raises(KeyboardInterrupt):
             keeper.reconcile()
+
+
+def test_a_build_that_was_interrupted_is_done_again(keeper, host, monkeypatch):
+    node = host.insert()
+    build_interrupted(keeper, host, monkeypatch)
     assert signatures.probe(node).signatures[0].type == "ext4"
     keeper.settle()
     keeper.assert_ready(POOL)
@@ -444,15 +449,7 @@ def test_a_build_that_was_interrupted_is_done_again(keeper, host, monkeypatch):
 
 def test_what_somebody_made_after_an_interrupted_build_is_his(keeper, host, monkeypatch):
     node = host.insert()
-
-    def die(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(FsBackend, "_mark_root", die)
-        keeper.apply(host.declaration())
-        with pytest.raises(KeyboardInterrupt):
-            keeper.reconcile()
+    build_interrupted(keeper, host, monkeypatch)
     command("wipefs", "-a", node)
     FOREIGN["btrfs"][0](node)
     before = content(node)
