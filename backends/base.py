@@ -224,6 +224,7 @@ class PoolFacts:
     :param leftovers: half-made things of ours, by name, that no one is working on.
     :param skipped: entries that are not volumes, with the reason.
     :param shortages: what of the pool runs full.
+    :param spoken_for: bytes of what is available that steps under way still need.
     :param growth: why the backing is to be made larger, in a sentence; empty where it is not.
     :param thin_pool: how full the pool's thin pool is, where it has one.
     """
@@ -241,6 +242,7 @@ class PoolFacts:
     capacity: int | None = None
     allocation: int | None = None
     available: int | None = None
+    spoken_for: int = 0
     permissions: PermissionFacts | None = None
     volumes: Mapping[str, VolumeFacts] = field(default_factory=dict)
     free_extents: tuple[FreeExtent, ...] = ()

@@ -30,7 +30,7 @@ from backends.base import (
     Work,
 )
 from backends.filecontents import HEADERLESS
-from backends.host import attributes, commands, files, mounts
+from backends.host import attributes, commands, files, mounts, reservations
 from backends.host.files import Directory, Kind
 from backends.host.marks import Mark, Origin
 from backends.images import creating, encrypting, probing
@@ -94,6 +94,7 @@ class FileVolumes(Backend):
             capacity=space.capacity,
             allocation=space.allocation,
             available=space.available,
+            spoken_for=reservations.outstanding(directory.fd),
             permissions=files.read_permissions(directory.fd),
             volumes=volumes,
             leftovers=self._leftovers(directory),

@@ -229,11 +229,11 @@ class Examiner:
         examined.queued = self._jobs.waits(key)
         examined.failed = self._jobs.failure(key, examined.resource.signature)
         reader = self._jobs.reading(key)
-        if job is not None and job.task.owner == key:
-            if examined.resource.deleting and not plan.actions:
-                examined.plan = replace(plan, refusals=(*plan.refusals, busy(job)))
-        elif job is not None and plan.actions:
+        released = examined.resource.deleting and not plan.actions
+        if job is not None and (released or (plan.actions and job.task.owner != key)):
             examined.plan = replace(plan, actions=(), refusals=(*plan.refusals, busy(job)))
+        elif job is not None:
+            return
         elif reader is not None and any(item.verb in _DISTURBING for item in plan.actions):
             examined.plan = replace(plan, actions=(), refusals=(*plan.refusals, busy(reader)))
 

@@ -12,16 +12,19 @@ worth keeping. After a failure it holds anything, and is to be thrown away.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
 import stat as modes
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
 from backends import errors
 from backends.base import OpenVolume, Progress, Work
-from backends.host import commands
+from backends.host import commands, reservations
 from backends.images import creating, encrypting, holes, nodes
 from backends.images.formats import FORMATS
 from backends.images.holes import extents
@@ -141,7 +144,8 @@ def fill(filling: Filling, work: Work) -> None:
         if filling.descriptors is not None:
             _copy(filling, *filling.descriptors, work)
         else:
-            _convert(filling, work)
+            with _reserved(filling, lambda: _converted_size(filling, work)):
+                _convert(filling, work)
         if filling.target.fd is not None:
             _settle_size(filling.target)
             os.fsync(filling.target.fd)
@@ -167,14 +171,28 @@ def _copy(filling: Filling, source: int, target: int, work: Work) -> None:
     is_device = filling.target.kind == "block"
     ways = _ways(source, target, may_share=may_share)
     mover = _Mover(source, target, is_device, ways, checkpoint)
-    for start, stop, data in extents(source, 0, end):
-        if data:
-            mover.move(start, stop)
-        elif is_device:
-            holes.clear(target, start, stop, checkpoint)
-        checkpoint(stop)
+    with _reserved(filling, lambda: _data_in(source, end)):
+        for start, stop, data in extents(source, 0, end):
+            if data:
+                mover.move(start, stop)
+            elif is_device:
+                holes.clear(target, start, stop, checkpoint)
+            checkpoint(stop)
     if is_device:
         holes.clear(target, end, capacity, lambda done: work.check())
+
+
+def _data_in(fd: int, end: int) -> int:
+    """Bytes that are no holes."""
+    return sum(stop - start for start, stop, data in extents(fd, 0, end) if data)
+
+
+def _reserved(filling: Filling, needed: Callable[[], int]) -> AbstractContextManager[None]:
+    """The space of a target that is a file; a device has its own already."""
+    target = filling.target
+    if target.fd is None or target.kind != "file":
+        return contextlib.nullcontext()
+    return reservations.reserved(target.fd, needed(), f"the copy of {filling.source.path}")
 
 
 def _shared(filling: Filling, source: int, target: int) -> bool:
@@ -306,6 +324,33 @@ def _convert(filling: Filling, work: Work) -> None:
         fds = {*source.pass_fds, *target.pass_fds, *secrets.pass_fds}
         creating.run_tool(argv, _runner(filling, work, tuple(fds)))
         _clear_rest(filling, work)
+
+
+def _converted_size(filling: Filling, work: Work) -> int:
+    """Bytes that a conversion will write. qemu-img measures qcow2 by the data that there is; for
+    raw it counts holes, too."""
+    source = filling.source
+    if not _reads_as_zeros(filling.target):
+        return filling.target.capacity  # zeros are ciphertext as well
+    if source.kind == "network":
+        return 0
+    said = "{}"
+    with encrypting.secrets_for_commands(source=filling.source_secret) as secrets:
+
+        def run(argv: Sequence[str]) -> None:
+            nonlocal said
+            fds = tuple({*source.pass_fds, *secrets.pass_fds})
+            said = commands.run(
+                argv, timeout=filling.timeout, pass_fds=fds, cancel=work.cancel
+            ).stdout
+
+        image = nodes.described(source, secrets.id("source"))
+        argv = ["qemu-img", "measure", "--output=json", "-O", "qcow2", *secrets.arguments]
+        creating.run_tool([*argv, "--image-opts", image], run)
+    try:
+        return int(json.loads(said)["required"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise errors.ProbeFailed("qemu-img measure said nothing of use.") from error
 
 
 def _reads_as_zeros(target: OpenVolume) -> bool:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from backends import errors
 from backends.base import OpenVolume, Progress, Work
+from backends.host import reservations
 from backends.host.fetching import Address, fetch
 from backends.images import probing, transferring
 from backends.images.formats import FORMATS, same
@@ -112,22 +113,25 @@ def from_web(address: Address, intake: Intake) -> None:
     def attempt() -> None:
         os.ftruncate(intake.fd, 0)
         with fetch(address, intake.work) as body:
-            if body.length is not None:
-                _require_room(body.length, intake)
-            elif not (body.framed or intake.checksum):
+            if body.length is None and not (body.framed or intake.checksum):
                 raise errors.Inaccessible(
                     f"The server of {address.shown} does not say how long it is, so that a cut "
                     "would not be seen.",
                     hint="Give source.http.checksum.",
                 )
-            _take(body.pieces(), body.length or 0, intake)
+            length = body.length or 0
+            _require_room(length, intake)
+            with reservations.reserved(intake.fd, length, intake.name):
+                _take(body.pieces(), length, intake)
 
     address.trying(attempt, intake.work)
 
 
 def from_file(original: int, intake: Intake) -> None:
     """The same from an open file of the host, which is only read."""
-    _take(_read_pieces(original), os.fstat(original).st_size, intake)
+    facts = os.fstat(original)
+    with reservations.reserved(intake.fd, facts.st_blocks * 512, intake.name):
+        _take(_read_pieces(original), facts.st_size, intake)
 
 
 @contextlib.contextmanager

@@ -65,11 +65,11 @@ def plan_creation(draft: VolumeDraft, facts: PoolFacts, *, seen: bool) -> None:
         )
         return
     needed = draft.backend.space_needed(draft.pool, volume)
-    if facts.available is not None and needed > facts.available:
+    if below(space_left(facts), needed):
         draft.refusals.append(
             errors.NoSpace(
                 f"{path} needs {format_quantity(needed)} and pool {draft.pool.name!r} has "
-                f"{format_quantity(facts.available)} left.",
+                f"{space_in_words(facts)}.",
                 hint="Free some space, use a larger pool, or set allocation 0 for a sparse volume.",
             )
         )
@@ -116,6 +116,19 @@ def _filled_from(volume: Volume) -> str:
     if source is not None and source.http is not None:
         return f" It is filled from {source.http.shown_url}."
     return ""
+
+
+def space_left(facts: PoolFacts) -> int | None:
+    """Bytes that nothing under way needs; None where that is not known."""
+    return None if facts.available is None else max(0, facts.available - facts.spoken_for)
+
+
+def space_in_words(facts: PoolFacts) -> str:
+    """``20Gi left``, and how much of that is for what is under way."""
+    told = f"{format_quantity(facts.available or 0)} left"
+    if facts.spoken_for:
+        told += f", of which what is under way needs {format_quantity(facts.spoken_for)}"
+    return told
 
 
 def below(capacity: int | None, least: int | None) -> bool:

@@ -10,7 +10,7 @@ from backends.base import Backend, Pool, PoolFacts, Verb, Volume, VolumeFacts
 from backends.sizes import format_quantity
 from backends.spec import Adoption
 from controller.planning.actions import Plan, VolumeDraft, named, shown
-from controller.planning.creation import below, plan_creation
+from controller.planning.creation import below, plan_creation, space_in_words, space_left
 from controller.planning.ownership import Owner, owned_by_other, ownership
 from controller.planning.permissions import plan_permissions
 
@@ -211,11 +211,11 @@ def _plan_capacity(
 
 def _plan_growth(draft: VolumeDraft, added: int, facts: PoolFacts, told: str) -> None:
     volume = draft.volume
-    if volume.spec.resize.allocate and below(facts.available, added):
+    if volume.spec.resize.allocate and below(space_left(facts), added):
         draft.refusals.append(
             errors.NoSpace(
                 f"Volume {volume.name!r} is to have {format_quantity(added)} more set aside, and "
-                f"pool {draft.pool.name!r} has {format_quantity(facts.available or 0)} left.",
+                f"pool {draft.pool.name!r} has {space_in_words(facts)}.",
                 hint="Free some space, or leave resize.allocate out.",
             )
         )

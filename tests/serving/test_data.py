@@ -92,6 +92,15 @@ class Served(Site):
         assert done.returncode == 0, (done.stderr, done.stdout)
         return done.stdout
 
+    def half_upload(self, data: bytes, **headers: str) -> socket.socket:
+        """A client that sends a half, and waits."""
+        raw = socket.create_connection(("127.0.0.1", self.server.address.port), PATIENCE)
+        sent = {"Host": "x", "Authorization": f"Bearer {self.tokens.read()}",
+                "Content-Length": str(len(data)), **headers}  # fmt: skip
+        head = "".join(f"{key}: {value}\r\n" for key, value in sent.items())
+        raw.sendall(f"PUT {DATA} HTTP/1.1\r\n{head}\r\n".encode() + data[: len(data) // 2])
+        return raw
+
     def rest(self) -> None:
         assert self.engine.jobs.idle(PATIENCE)
 
@@ -364,20 +373,11 @@ class TestDescription:
 
 
 class TestBreakingOff:
-    def half_upload(self, site: Served, data: bytes, **headers: str) -> socket.socket:
-        """A client that sends a half, and waits."""
-        raw = socket.create_connection(("127.0.0.1", site.server.address.port), PATIENCE)
-        sent = {"Host": "x", "Authorization": f"Bearer {site.tokens.read()}",
-                "Content-Length": str(len(data)), **headers}  # fmt: skip
-        head = "".join(f"{key}: {value}\r\n" for key, value in sent.items())
-        raw.sendall(f"PUT {DATA} HTTP/1.1\r\n{head}\r\n".encode() + data[: len(data) // 2])
-        return raw
-
     def test_an_upload_that_broke_off_is_told_and_gone_on_with(
         self, site: Served, disk: Path
     ) -> None:
         data = os.urandom(4 * MIB)
-        raw = self.half_upload(site, data)
+        raw = site.half_upload(data)
         eventually(lambda: disk.read_bytes()[: 2 * MIB] == data[: 2 * MIB])
         raw.close()
         site.rest()
@@ -392,7 +392,7 @@ class TestBreakingOff:
         assert "UploadDone" in site.reasons(WEB)
 
     def test_a_volume_that_is_uploaded_to_is_kept_for_it(self, site: Served, disk: Path) -> None:
-        raw = self.half_upload(site, bytes(4 * MIB))
+        raw = site.half_upload(bytes(4 * MIB))
         eventually(lambda: site.engine.jobs.on(WEB))
         second = site.ask("PUT", body=b"x")
         assert (second.status, second.json["reason"]) == (503, "NotNow")
@@ -425,7 +425,7 @@ class TestBreakingOff:
         self, site: Served, disk: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(dataserving, "IDLE", 0.2)
-        with self.half_upload(site, bytes(4 * MIB)) as raw:
+        with site.half_upload(bytes(4 * MIB)) as raw:
             assert raw.recv(1000).startswith(b"HTTP/1.1 408 ")
         site.rest()
         assert "stood still" in [item.message for item in site.events(WEB)][-1]

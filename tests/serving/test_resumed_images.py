@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from backends.base import Work
 from backends.host.files import STAGING_NAME
 from controller.admitting import Command
 from tests.keeper import image_info, volume_key
-from tests.serving.test_data import DATA, PATIENCE, WEB, Answer, Served, eventually
+from tests.serving.test_data import DATA, WEB, Answer, Served, eventually
 from tests.transferring.streams import MIB
 
 
@@ -42,22 +41,14 @@ def image(tmp_path: Path) -> bytes:
     return path.read_bytes()
 
 
-HALF = 2 * MIB + 4096
-
-
 def staged(site: Served) -> list[Path]:
     return sorted((site.pool / STAGING_NAME).glob("*"))
 
 
 def broken_off(site: Served, image: bytes) -> None:
     """Send half of an image, and break off."""
-    raw = socket.create_connection(("127.0.0.1", site.server.address.port), PATIENCE)
-    head = (
-        f"PUT {DATA} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {site.tokens.read()}\r\n"
-        f"Content-Length: {len(image)}\r\n\r\n"
-    )
-    raw.sendall(head.encode() + image[:HALF])
-    eventually(lambda: any(path.stat().st_size >= HALF for path in staged(site)))
+    raw = site.half_upload(image)
+    eventually(lambda: any(path.stat().st_size >= len(image) // 2 for path in staged(site)))
     raw.close()
     site.rest()
 
@@ -74,7 +65,7 @@ def test_the_rest_makes_the_image_whole(site: Served, image: bytes) -> None:
     site.settle()
     assert (site.pool / "web").read_bytes() == before
     assert sorted(path.name for path in site.pool.iterdir()) == [STAGING_NAME, "web"]
-    assert site.ask("HEAD").headers["upload-offset"] == str(HALF)
+    assert site.ask("HEAD").headers["upload-offset"] == str(len(image) // 2)
     site.assert_ready(WEB)
     assert not site.planned()
     told = rest(site, image, checksum=f"sha256:{hashlib.sha256(image).hexdigest()}")
@@ -108,8 +99,9 @@ def test_what_is_no_image_in_the_end_is_refused_and_not_kept(site: Served, image
 def test_it_goes_on_only_where_it_broke_off(site: Served, image: bytes) -> None:
     assert site.ask("PUT", f"{DATA}?offset=4096", image[4096:]).status == 422
     broken_off(site, image)
-    beyond = site.ask("PUT", f"{DATA}?offset={HALF + 1}", image[HALF + 1 :])
-    assert f"Go on at byte {HALF}" in beyond.json["message"]
+    reached = len(image) // 2
+    beyond = site.ask("PUT", f"{DATA}?offset={reached + 1}", image[reached + 1 :])
+    assert f"Go on at byte {reached}" in beyond.json["message"]
     earlier = site.ask("PUT", f"{DATA}?offset={MIB}", image[MIB:])
     assert earlier.status == 200, earlier.json
     assert (site.pool / "web").read_bytes() == image
@@ -128,7 +120,7 @@ def test_it_survives_an_agent_that_is_another_process(site: Served, image: bytes
     site.settle()
     assert len(staged(site)) == 1
     target = site.admit(Command.DOWNLOAD)
-    assert target.backend.unfinished(target.pool, target.volume) == HALF
+    assert target.backend.unfinished(target.pool, target.volume) == len(image) // 2
 
 
 def test_it_goes_with_its_volume(site: Served, image: bytes) -> None:
