@@ -4,17 +4,22 @@ docs/data.md has it as its users see it. A transfer is a job in a thread of its 
 writes the volume; what goes over the connection is done by the server's loop, piece by piece, and
 the job waits for each piece. So a transfer holds no more than a few pieces, a client that is slow
 slows its own job alone, and one that stands still is let go after ``IDLE``.
+
+Where the connection is not encrypted, the job's thread sends and receives on it by itself
+meanwhile: to hand each piece from one thread to the other takes longer than to copy it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import logging
 import re
+import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -25,11 +30,11 @@ from backends import errors
 from backends.base import OpenVolume, Work
 from backends.images import transferring
 from backends.images.transferring import Piece, Span
-from backends.sizes import MAX_SIZE
+from backends.sizes import MAX_SIZE, MIB
 from controller import contents
 from controller.access import Access, bearer
 from controller.admitting import Command, Target, Waits
-from controller.codecs.sparsestream import MEDIA_TYPE, PLAIN_MEDIA_TYPE, Decoder, encode
+from controller.codecs.sparsestream import MEDIA_TYPE, PLAIN_MEDIA_TYPE, Decoder, encode, in_chunks
 from controller.contents import WHOLE, Moved, Selection
 from controller.resources import Key, is_object_name
 from controller.serving import in_thread
@@ -45,8 +50,11 @@ IDLE = 60.0
 LOOK_EVERY = 0.5
 """Seconds between two looks whether a transfer was cancelled, while it waits for its client."""
 
-SENT_AT_ONCE = 256 * 1024
-"""Bytes that small parts of a stream are gathered to."""
+SENT_AT_ONCE = 1 * MIB
+"""Bytes that small parts of a stream are gathered to, where the loop has to encrypt them."""
+
+RECEIVED_AT_ONCE = 1 * MIB
+"""Bytes of a body that are taken at once, where so many are there."""
 
 RETRY_AFTER = 5
 """Seconds after which a client may ask again for what can't be begun now."""
@@ -191,19 +199,22 @@ class _Data:
         exchange = _Exchange(request)
 
         def run(target: Target, selection: Selection, work: Work) -> Moved:
-            return contents.write(
-                target,
-                selection,
-                exchange.received(work),
-                work,
-                expected=_expected(request),
-                announced=asked.announced,
-                synced=functools.partial(self._transfers.note_reached, target),
-            )
+            with contextlib.closing(exchange.received(work)) as pieces:
+                return contents.write(
+                    target,
+                    selection,
+                    pieces,
+                    work,
+                    expected=_expected(request),
+                    announced=asked.announced,
+                    synced=functools.partial(self._transfers.note_reached, target),
+                )
 
         begun = await in_thread(request, self._transfers.begin, asked.wanted, run)
         moved = await _outcome(begun)
-        return web.json_response(_told(moved, asked.selection))
+        response = web.json_response(_told(moved, asked.selection))
+        response.force_close()  # the loop lost count of what was received past it
+        return response
 
 
 async def _outcome(begun: Begun) -> Moved:
@@ -229,8 +240,13 @@ class _Exchange:
             self._await(work, self._begin_answer(opened, span, sparse=sparse))
             pieces = transferring.read(opened, span, work, sparse=sparse)
             parts = encode(pieces) if sparse else _plain(pieces)
-            for part in _gathered(parts):
-                self._await(work, self._send(part))
+            with self._connection(work) as connection:
+                if connection is None:
+                    for gathered in _gathered(parts):
+                        self._await(work, self._send(gathered))
+                else:
+                    for part in in_chunks(parts) if self._chunked else parts:
+                        connection.send(part)
             self._await(work, self._end_answer())
         return Moved(length=span.length)
 
@@ -247,6 +263,35 @@ class _Exchange:
         await response.prepare(self._request)
         self.response = response
 
+    @contextlib.contextmanager
+    def _connection(self, work: Work) -> Iterator[_Connection | None]:
+        """The connection itself, for this thread; None where the loop has to encrypt."""
+        found = self._await(work, self._idle_connection())
+        if found is None:
+            yield None
+            return
+        with found:
+            yield _Connection(found, work)
+
+    async def _idle_connection(self) -> socket.socket | None:
+        """A second descriptor of the connection, once the loop has no more to send on it."""
+        transport = self._request.transport
+        if transport is None:
+            raise ConnectionResetError("it was closed")
+        if transport.get_extra_info("ssl_object") is not None:
+            return None
+        if self.response is not None:
+            await self.response.write(b"")  # its head, if that was not sent yet
+        transport.set_write_buffer_limits(0)
+        await self._request.writer.drain()
+        found: socket.socket = transport.get_extra_info("socket").dup()
+        return found
+
+    @property
+    def _chunked(self) -> bool:
+        assert self.response is not None  # noqa: S101 - begun before
+        return self.response.headers.get("Transfer-Encoding") == "chunked"
+
     async def _send(self, part: bytes) -> None:
         assert self.response is not None  # noqa: S101 - begun before
         await self.response.write(part)
@@ -255,7 +300,7 @@ class _Exchange:
         assert self.response is not None  # noqa: S101 - begun before
         await self.response.write_eof()
 
-    def received(self, work: Work) -> Iterator[Piece]:
+    def received(self, work: Work) -> Generator[Piece]:
         """The body of the request, as it comes."""
         self._await(work, self._ask_for_body())
         if self._request.content_type != MEDIA_TYPE:
@@ -277,12 +322,51 @@ class _Exchange:
             await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             writer.output_size = 0  # it is no part of the answer
 
-    def _parts(self, work: Work) -> Iterator[bytes]:
+    def _parts(self, work: Work) -> Iterator[bytes | memoryview]:
+        """The body. Each part holds good only until the next is asked for."""
+        length = self._request.content_length
+        if length is not None and "Content-Encoding" not in self._request.headers:
+            with self._connection(work) as connection:
+                if connection is not None:
+                    yield from self._received_directly(connection, length, work)
+                    return
         while part := self._await(work, self._receive()):
             yield part
 
+    def _received_directly(
+        self, connection: _Connection, left: int, work: Work
+    ) -> Iterator[bytes | memoryview]:
+        came: bytes | memoryview = self._await(work, self._stop_receiving())
+        buffer = memoryview(bytearray(RECEIVED_AT_ONCE))
+        try:
+            while True:
+                left -= len(came)
+                yield came
+                if not left:
+                    break
+                came = connection.receive(buffer[:left])
+        finally:
+            with contextlib.suppress(RuntimeError):  # the server ended meanwhile
+                self._loop.call_soon_threadsafe(self._go_on_receiving, left == 0)
+
+    async def _stop_receiving(self) -> bytes:
+        """Leave the rest of the body in the connection; what of it the loop took already."""
+        came = bytearray()
+        while part := self._request.content.read_nowait():
+            came += part
+        if self._request.transport is None:
+            raise ConnectionResetError("it was closed")
+        self._request.transport.pause_reading()
+        return bytes(came)
+
+    def _go_on_receiving(self, ended: bool) -> None:
+        if self._request.transport is not None:
+            self._request.transport.resume_reading()
+        if ended:
+            self._request.content.feed_eof()
+
     async def _receive(self) -> bytes:
-        return await self._request.content.readany()
+        return await self._request.content.read(RECEIVED_AT_ONCE)
 
     def _await(self, work: Work, doing: Coroutine[Any, Any, T]) -> T:
         """Have the server's loop do something for the connection, and wait for it.
@@ -291,22 +375,74 @@ class _Exchange:
         :raises errors.Cancelled: the transfer was cancelled meanwhile.
         """
         future = asyncio.run_coroutine_threadsafe(doing, self._loop)
-        deadline = time.monotonic() + IDLE
+        patience = _Patience(work)
         while True:
             try:
                 return future.result(LOOK_EVERY)
             except concurrent.futures.TimeoutError:
-                if work.cancel.is_set():
+                try:
+                    patience.look()
+                except errors.StorageError:
                     future.cancel()
-                    work.check()
-                if time.monotonic() > deadline:
-                    future.cancel()
-                    raise errors.Interrupted(
-                        f"The client stood still for {IDLE:g} s.", hint="Go on where it was cut."
-                    ) from None
+                    raise
             except (OSError, RuntimeError, aiohttp.ClientError, web.HTTPException) as error:
                 raise _gone(error) from error
             except (asyncio.CancelledError, concurrent.futures.CancelledError) as error:
+                raise _gone(error) from error
+
+
+class _Patience:
+    """How long a transfer waits for its client, from now on."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._deadline = time.monotonic() + IDLE
+
+    def look(self) -> None:
+        """Give up, or not.
+
+        :raises errors.Interrupted: the client stood still for ``IDLE``.
+        :raises errors.Cancelled: the transfer was cancelled.
+        """
+        self._work.check()
+        if time.monotonic() > self._deadline:
+            raise errors.Interrupted(
+                f"The client stood still for {IDLE:g} s.", hint="Go on where it was cut."
+            )
+
+
+class _Connection:
+    """A connection on which the server's loop neither sends nor receives for now.
+
+    What goes over it between two threads costs more than the copying, where a client is fast.
+    """
+
+    def __init__(self, connection: socket.socket, work: Work) -> None:
+        connection.settimeout(LOOK_EVERY)
+        self._connection = connection
+        self._work = work
+
+    def send(self, part: bytes | memoryview) -> None:
+        left = memoryview(part)
+        while left:
+            sent = self._patiently(functools.partial(self._connection.send, left))
+            left = left[sent:]
+
+    def receive(self, buffer: memoryview) -> memoryview:
+        """What comes, at least one byte of it, and no more than the buffer takes."""
+        came = self._patiently(functools.partial(self._connection.recv_into, buffer))
+        if buffer and not came:
+            raise _gone(ConnectionResetError("it was closed"))
+        return buffer[:came]
+
+    def _patiently(self, act: Callable[[], int]) -> int:
+        patience = _Patience(self._work)
+        while True:
+            try:
+                return act()
+            except TimeoutError:
+                patience.look()
+            except OSError as error:
                 raise _gone(error) from error
 
 

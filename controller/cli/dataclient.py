@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import socket
@@ -19,7 +20,14 @@ from pathlib import Path
 
 from backends import errors
 from backends.images.transferring import PIECE, Piece
-from controller.codecs.sparsestream import MEDIA_TYPE, PLAIN_MEDIA_TYPE, Decoder, encode
+from controller.codecs.sparsestream import (
+    LAST_CHUNK,
+    MEDIA_TYPE,
+    PLAIN_MEDIA_TYPE,
+    Decoder,
+    encode,
+    in_chunks,
+)
 from controller.contents import WHOLE, Selection
 
 CONNECT_WITHIN = 30.0
@@ -112,7 +120,8 @@ class DataClient:
         """Send contents; the checksum that the agent took of them, or nothing."""
         path = f"{self._path}/data?{_query(selection, operation)}"
         headers = {"Content-Type": MEDIA_TYPE, "Transfer-Encoding": "chunked"}
-        with self._answer("PUT", path, body=encode(pieces), headers=headers) as answer:
+        body = itertools.chain(in_chunks(encode(pieces)), [LAST_CHUNK])
+        with self._answer("PUT", path, body=body, headers=headers) as answer:
             told = json.loads(answer.read() or b"{}")
         return str(told.get(selection.checksum, ""))
 
@@ -128,7 +137,7 @@ class DataClient:
                 return
             decoder = Decoder()
             with _broken_off():
-                while part := answer.read(PIECE):
+                for part in _parts(answer):
                     for piece in decoder.feed(part):
                         take(piece)
             decoder.close()
@@ -152,7 +161,6 @@ class DataClient:
                         path,
                         body,
                         {**self._headers, **(headers or {})},
-                        encode_chunked=body is not None,
                     )
                 answer = connection.getresponse()
                 if answer.status >= 300:
@@ -166,11 +174,18 @@ def _take_plain(answer: http.client.HTTPResponse, take: Callable[[Piece], None])
     length = int(answer.headers.get("Content-Length") or 0)
     came = 0
     with _broken_off():
-        while part := answer.read(PIECE):
+        for part in _parts(answer):
             came += len(part)
             take(part)
     if came != length:
         raise errors.Interrupted(f"The contents were cut off after {came} bytes.")
+
+
+def _parts(answer: http.client.HTTPResponse) -> Iterator[memoryview]:
+    """The body. Each part holds good only until the next is asked for."""
+    buffer = memoryview(bytearray(PIECE))
+    while came := answer.readinto(buffer):
+        yield buffer[:came]
 
 
 def _query(selection: Selection, operation: str) -> str:

@@ -12,10 +12,15 @@ from collections.abc import Iterable, Iterator
 
 from backends import errors
 from backends.images.transferring import Hole, Piece
-from backends.sizes import MAX_SIZE
+from backends.sizes import KIB, MAX_SIZE
 
 MEDIA_TYPE = "application/vnd.poolkeeper.sparse"
 PLAIN_MEDIA_TYPE = "application/octet-stream"
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+GATHERED = 64 * KIB
+"""Bytes that smaller parts are gathered to, before they are sent."""
 
 MAGIC = b"PKSPRS1\n"
 _FRAME = struct.Struct(">cQ")
@@ -35,6 +40,27 @@ def encode(pieces: Iterable[Piece]) -> Iterator[bytes | memoryview]:
             yield _FRAME.pack(_DATA, len(piece))
             yield piece
     yield _FRAME.pack(_END, total)
+
+
+def in_chunks(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """Parts of a body in the chunked coding of HTTP (RFC 9112, 7.1), without its last chunk.
+
+    Small parts are gathered, so that each part that comes out is worth sending.
+    """
+    waiting = bytearray()
+    for part in parts:
+        waiting += b"%x\r\n" % len(part)
+        if len(part) < GATHERED:
+            waiting += part
+        else:
+            yield bytes(waiting)
+            yield part
+            waiting.clear()
+        waiting += b"\r\n"
+        if len(waiting) >= GATHERED:
+            yield bytes(waiting)
+            waiting.clear()
+    yield bytes(waiting)
 
 
 class Decoder:

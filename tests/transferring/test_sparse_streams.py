@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import io
 import itertools
 import struct
 
@@ -12,7 +14,14 @@ from hypothesis import strategies as st
 from backends import errors
 from backends.images.transferring import Hole, Piece
 from backends.sizes import MAX_SIZE
-from controller.codecs.sparsestream import MAGIC, Decoder, encode
+from controller.codecs.sparsestream import (
+    GATHERED,
+    LAST_CHUNK,
+    MAGIC,
+    Decoder,
+    encode,
+    in_chunks,
+)
 from tests.transferring.streams import plain
 
 pieces = st.lists(st.one_of(st.binary(max_size=300), st.integers(0, 2**40).map(Hole)), max_size=10)
@@ -52,6 +61,26 @@ def merged(given: list[Piece]) -> list[Piece]:
 @given(pieces, st.lists(st.integers(0), max_size=10))
 def test_what_goes_in_comes_out_however_it_arrives(given, cuts) -> None:
     assert merged(decoded(encoded(given), cuts)) == merged(given)
+
+
+class _Answer:
+    """What an HTTP client reads from."""
+
+    def __init__(self, sent: bytes) -> None:
+        self._sent = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + sent
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        return io.BytesIO(self._sent)
+
+
+@given(st.lists(st.integers(1, 300) | st.integers(GATHERED - 9, GATHERED + 9), max_size=10))
+def test_chunks_are_those_of_http(lengths) -> None:
+    parts = [bytes([number + 1]) * length for number, length in enumerate(lengths)]
+    sent = [bytes(part) for part in in_chunks(parts)]
+    answer = http.client.HTTPResponse(_Answer(b"".join(sent) + LAST_CHUNK))  # type: ignore[arg-type]
+    answer.begin()
+    assert answer.read() == b"".join(parts)
+    assert len(sent) <= 1 + 2 * sum(length > 300 for length in lengths)
 
 
 @given(pieces, st.integers(0))
