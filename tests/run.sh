@@ -10,4 +10,4 @@ POOLKEEPER_EXTRAS="[dev]"
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 .venv/bin/lint-imports
-exec .venv/bin/python -m pytest -n auto -m "not lab and not cluster" "$@"
+exec .venv/bin/python -m pytest -n auto -m "not lab and not cluster and not libvirt" "$@"

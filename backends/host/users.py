@@ -7,7 +7,8 @@ This process's own handles and locks do not count. A file that a kernel server (
 client has no process and is found only by a lock that the client holds; a network file system
 tells of other hosts by their locks alone. A process is asked for no file whose inode has another
 number (or, for a directory, whose name is another), so that a dead server elsewhere holds nothing
-up; a device node is looked for under the name of a ``/dev`` only.
+up; a device node is looked for under the name of a ``/dev`` only. Where a libvirt runs, it tells
+which of its domains have it as a disk.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from backends import errors
-from backends.host import mounts
+from backends.host import machines, mounts
 
 _PROC, _SYS = "/proc", "/sys"
 _LOOP_GET_STATUS64 = 0x4C05
@@ -40,6 +41,9 @@ _LOCK_LINE = re.compile(
     r"(?P<device>[0-9a-f]+:[0-9a-f]+):(?P<inode>\d+)\s+(?P<start>\d+)\s+(?P<end>\d+|EOF)"
 )
 """A line of proc_locks(5), and of ``lock:`` in proc_pid_fdinfo(5)."""
+
+_STAT_WITHIN = 5.0
+"""Seconds in which disks of domains have to answer."""
 
 _WRITING = os.O_WRONLY | os.O_RDWR
 _READING = "has it open for reading"
@@ -104,6 +108,19 @@ def users_of(fd: int) -> tuple[str, ...]:
     thing = _thing(fd)
     if _nobody_else(thing):
         return ()
+    found = _known_to_kernel(thing)
+    return (*found, *_domains(thing, named=bool(found)))
+
+
+def writers_of(fd: int) -> tuple[str, ...]:
+    """Those whom the kernel knows, without those that have it open for reading alone."""
+    thing = _thing(fd)
+    if _nobody_else(thing):
+        return ()
+    return tuple(item for item in _known_to_kernel(thing) if _READING not in item)
+
+
+def _known_to_kernel(thing: _Thing) -> tuple[str, ...]:
     own = _handles(thing, str(os.getpid()))
     found = list(_processes_in_words(thing, own))
     found += _loop_devices(thing)
@@ -116,9 +133,39 @@ def users_of(fd: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def writers_of(fd: int) -> tuple[str, ...]:
-    """The same without those that have it open for reading alone."""
-    return tuple(item for item in users_of(fd) if _READING not in item)
+def _domains(thing: _Thing, *, named: bool) -> Iterator[str]:
+    """Domains of libvirt, whose processes may be where ``/proc`` does not show them.
+
+    :param named: whether somebody is known to use it already.
+    :raises errors.Inaccessible: libvirt can't be asked, and nobody is known.
+    """
+    try:
+        disks = machines.disks_in_use()
+        there = {item.path for item in disks if _may_be(thing, item.path)}
+        at = mounts.bounded(
+            lambda: {path for path in there if _is_at(thing, path)},
+            _STAT_WITHIN,
+            key="disks of libvirt's domains",
+        )
+    except errors.StorageError as error:
+        if named:
+            return
+        raise errors.Inaccessible(
+            f"libvirt does not say which of its domains use it: {error.message}",
+            hint="See to libvirt, or stop its daemon and remove its sockets.",
+        ) from error
+    for item in disks:
+        if item.path in at:
+            how = "stands on it by" if item.backing else "has it as"
+            domain = f"domain {_printable(item.domain)!r} (libvirt, {item.state})"
+            yield f"{domain} {how} disk {item.target}"
+
+
+def _may_be(thing: _Thing, path: str) -> bool:
+    """Whether to look what stands at a path, which may be on a server that is down."""
+    if thing.is_block:
+        return path.startswith("/dev/")
+    return os.path.basename(path) == os.path.basename(_link(f"{_PROC}/self/fd/{thing.fd}"))
 
 
 def users_beneath(mount_point: str) -> tuple[str, ...]:
