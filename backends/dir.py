@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import get_args
 
-from backends import errors, names
+from backends import errors, names, stagedfiles
 from backends.base import Operation, Pool, PoolType
-from backends.filevolumes import FileVolumes, discard_uploads, set_copy_on_write
+from backends.filevolumes import FileVolumes, set_copy_on_write
 from backends.host import files, mounts
 from backends.host.files import Directory
 from backends.schema import Model
@@ -82,7 +82,7 @@ class DirBackend(FileVolumes):
                     hint="It was replaced; nothing was changed.",
                 )
             with parent.open_directory(path.name) as directory:
-                discard_uploads(directory)
+                stagedfiles.discard_uploads(directory)
             parent.remove_directory(path.name)
             parent.fsync()
 

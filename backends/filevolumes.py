@@ -9,13 +9,11 @@ look removes.
 from __future__ import annotations
 
 import os
-import secrets
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
-from backends import errors, filecontents, filling, names
+from backends import errors, filecontents, filling, names, stagedfiles
 from backends.base import (
     Backend,
     BackendContext,
@@ -30,7 +28,7 @@ from backends.base import (
     Work,
 )
 from backends.filecontents import HEADERLESS
-from backends.host import attributes, commands, files, mounts, reservations
+from backends.host import attributes, commands, files, mounts, reservations, staging
 from backends.host.files import Directory, Kind
 from backends.host.marks import Mark, Origin
 from backends.images import creating, encrypting, probing
@@ -39,17 +37,12 @@ from backends.images.encrypting import CommandSecrets
 from backends.images.formats import FORMATS, same
 from backends.sizes import MIB
 from backends.spec import Permissions
+from backends.stagedfiles import StagedFiles
 
 DEFAULT_FILE_MODE = 0o600
 DEFAULT_DIRECTORY_MODE = 0o700
 QUICKLY_WRITTEN = 256 * MIB
 """Bytes that any disk writes while a pass may wait for them."""
-
-UNFINISHED_FOR = 24 * 3600.0
-"""Seconds for which what came of an upload that broke off is kept."""
-
-_UNFINISHED = ".upload"
-"""How names of such files end, in the staging directory; before it stands the volume's uid."""
 
 
 class FileVolumes(Backend):
@@ -60,8 +53,7 @@ class FileVolumes(Backend):
 
     def __init__(self, context: BackendContext) -> None:
         super().__init__(context)
-        self._staged: set[tuple[int, int, str]] = set()
-        """Names in staging directories that a thread works on, with the directory's identity."""
+        self._staged = StagedFiles()
 
     def observe(self, pool: Pool) -> PoolFacts:
         try:
@@ -97,35 +89,9 @@ class FileVolumes(Backend):
             spoken_for=reservations.outstanding(directory.fd),
             permissions=files.read_permissions(directory.fd),
             volumes=volumes,
-            leftovers=self._leftovers(directory),
+            leftovers=self._staged.leftovers(directory),
             skipped=tuple(skipped),
         )
-
-    def _leftovers(self, directory: Directory) -> tuple[str, ...]:
-        place = _identity(directory)
-        if not directory.exists(files.STAGING_NAME):
-            return ()
-        staged = files.staged_leftovers(directory)
-        working = self._staged.copy()  # other threads add to it, for other pools
-        if not staged and not any(entry[:2] == place for entry in working):
-            return (files.STAGING_NAME,)
-        idle = [name for name in staged if (*place, name) not in working]
-        kept = _kept_uploads(directory, idle)
-        return tuple(name for name in idle if name not in kept)
-
-    @contextmanager
-    def _staged_name(self, directory: Directory, volume: Volume, ending: str = "") -> Iterator[str]:
-        """A staged name that no leftover is taken for while the context lasts.
-
-        :param ending: left out for one that no other attempt uses, nor a command that outlived it.
-        """
-        name = f"{volume.uid}{ending or '.' + secrets.token_hex(4)}"
-        entry = (*_identity(directory), name)
-        self._staged.add(entry)
-        try:
-            yield name
-        finally:
-            self._staged.discard(entry)
 
     def _observe_entry(
         self, pool: Pool, directory: Directory, name: str, facts: os.stat_result
@@ -237,15 +203,15 @@ class FileVolumes(Backend):
         self.check_volume(pool, volume)
         with (
             self._open(pool) as directory,
-            files.staging(directory) as stage,
-            self._staged_name(directory, volume) as temporary,
+            staging.opened(directory) as stage,
+            self._staged.name(directory, volume.uid) as temporary,
         ):
             try:
                 self._make(stage, temporary, volume, work)
                 work.check()
                 directory.publish(stage, temporary, volume.name)
             except BaseException:
-                _discard(stage, temporary)
+                staging.discard(stage, temporary)
                 raise
 
     @contextmanager
@@ -253,18 +219,14 @@ class FileVolumes(Backend):
         self, pool: Pool, volume: Volume, *, resume_at: int = 0
     ) -> Iterator[OpenVolume]:
         with (
-            self._replacing(pool, volume, _UNFINISHED) as (stage, temporary),
+            self._replacing(pool, volume, stagedfiles.UPLOAD) as (stage, temporary),
             filecontents.begun(stage, temporary, volume, size=resume_at) as opened,
         ):
             yield opened
 
     def unfinished(self, pool: Pool, volume: Volume) -> int:
-        name = f"{volume.uid}{_UNFINISHED}"
         with self._open(pool) as directory:
-            if not directory.exists(files.STAGING_NAME):
-                return 0
-            with files.staging(directory) as stage:
-                return stage.stat(name).st_size if stage.exists(name) else 0
+            return stagedfiles.size_of_upload(directory, volume.uid)
 
     def remake_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
         empty = replace(volume, spec=volume.spec.model_copy(update={"source": None}))
@@ -272,7 +234,7 @@ class FileVolumes(Backend):
             with self.open_volume(pool, volume) as former:
                 empty = replace(empty, capacity=former.capacity)
         with self._replacing(pool, volume) as (stage, temporary):
-            _discard(stage, f"{volume.uid}{_UNFINISHED}")
+            staging.discard(stage, stagedfiles.upload_name(volume.uid))
             self._make(stage, temporary, empty, work)
 
     @contextmanager
@@ -285,8 +247,8 @@ class FileVolumes(Backend):
         """
         with (
             self._open(pool) as directory,
-            files.staging(directory) as stage,
-            self._staged_name(directory, volume, ending) as temporary,
+            staging.opened(directory) as stage,
+            self._staged.name(directory, volume.uid, ending) as temporary,
         ):
             self._require_ours(directory, volume)
             try:
@@ -295,7 +257,7 @@ class FileVolumes(Backend):
             except BaseException as error:
                 broke_off = isinstance(error, errors.Interrupted | errors.Cancelled)
                 if not (ending and broke_off):
-                    _discard(stage, temporary)
+                    staging.discard(stage, temporary)
                 raise
 
     def _put_in_place(
@@ -492,7 +454,7 @@ class FileVolumes(Backend):
 
     def delete_volume(self, pool: Pool, volume: Volume) -> None:
         with self._open(pool) as directory:
-            discard_uploads(directory, volume.uid)
+            stagedfiles.discard_uploads(directory, volume.uid)
             if not directory.exists(volume.name):
                 return
             self._require_ours(directory, volume)
@@ -508,9 +470,9 @@ class FileVolumes(Backend):
             directory.fsync()
 
     def clean(self, pool: Pool) -> None:
-        with self._open(pool) as directory, files.staging(directory) as stage:
-            for name in set(self._leftovers(directory)) - {files.STAGING_NAME}:
-                _discard(stage, name)
+        with self._open(pool) as directory, staging.opened(directory) as stage:
+            for name in set(self._staged.leftovers(directory)) - {staging.NAME}:
+                staging.discard(stage, name)
 
     def adopt(self, pool: Pool) -> None:
         with self._open(pool) as directory:
@@ -578,42 +540,6 @@ def _header_format(directory: Directory, name: str) -> str | None:
         return _header(directory, name).format
     except (errors.ProbeFailed, errors.PermissionRefused):
         return None
-
-
-def _identity(directory: Directory) -> tuple[int, int]:
-    facts = os.fstat(directory.fd)
-    return facts.st_dev, facts.st_ino
-
-
-def _kept_uploads(directory: Directory, names: Sequence[str]) -> set[str]:
-    """Those staged names under which an upload that broke off waits for its rest."""
-    with directory.open_directory(files.STAGING_NAME) as stage:
-        return {
-            name
-            for name in names
-            if name.endswith(_UNFINISHED)
-            and stage.exists(name)
-            and time.time() - stage.stat(name).st_mtime < UNFINISHED_FOR
-        }
-
-
-def discard_uploads(directory: Directory, uid: str = "") -> None:
-    """Remove what is kept of uploads that broke off: all of it, or that of one volume."""
-    if not directory.exists(files.STAGING_NAME):
-        return
-    with files.staging(directory) as stage:
-        for name in stage.names():
-            if name.endswith(_UNFINISHED) and uid in ("", name.removesuffix(_UNFINISHED)):
-                _discard(stage, name)
-
-
-def _discard(stage: Directory, name: str) -> None:
-    if not stage.exists(name):
-        return
-    if files.kind_of(stage.stat(name)) is Kind.DIRECTORY:
-        stage.remove_directory(name)
-    else:
-        stage.remove_file(name)
 
 
 def _not_a_volume(name: str, facts: os.stat_result) -> str:

@@ -16,22 +16,16 @@ import contextlib
 import enum
 import errno
 import os
-import secrets
 import stat as modes
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from backends import errors, names
+from backends import errors
 from backends.host import kernel
 
-STAGING_NAME = names.RESERVED_PREFIX
-"""The directory beneath a pool where volumes are made before they get their name."""
-
 _SELINUX = "security.selinux"
-_LOST_RACES = 100
 _NO_ATTRIBUTES = (errno.ENODATA, errno.ENOTSUP)
 
 
@@ -135,7 +129,7 @@ class Directory:
 
         It leads into this very directory, whatever stands under the directory's path by then. The
         name itself is looked up by the command, which may follow a link: give it only names that
-        nobody else can have planted (in ``staging``), and existing files by their descriptor.
+        nobody else can have planted (staged ones), and existing files by their descriptor.
         """
         return f"/proc/self/fd/{self.fd}/{_component(name)}"
 
@@ -388,126 +382,6 @@ def _read_label(fd: int) -> str | None:
         if error.errno in _NO_ATTRIBUTES:
             return None
         raise
-
-
-@dataclass(slots=True)
-class _Stage:
-    """The users of one pool's staging directory.
-
-    :param lock: held while the directory is made or removed, so that a pool on a dead server
-        holds up no other pool.
-    :param references: threads that hold or wait for ``lock``, or stage; under ``_stages_lock``.
-    :param users: threads that stage; under ``lock``.
-    """
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    references: int = 0
-    users: int = 0
-
-
-_stages: dict[tuple[int, int], _Stage] = {}
-_stages_lock = threading.Lock()
-
-
-@contextlib.contextmanager
-def staging(directory: Directory) -> Iterator[Directory]:
-    """The private directory beneath a pool where a volume is made before it gets its name.
-
-    It is made with mode 0700 if missing, and removed again by the last of this process's threads
-    if nothing is left in it. Another process may remove it while it is empty; then creating in it
-    raises ``errors.NotFound``, and the step is repeated.
-
-    :raises errors.Inaccessible: a link or a file stands in its place.
-    :raises errors.OwnedByOther: somebody else's directory stands in its place.
-    """
-    with _stage_of(directory) as stage:
-        with stage.lock:
-            opened = _open_staging(directory)
-            stage.users += 1
-        try:
-            yield opened
-        finally:
-            opened.close()
-            with stage.lock:
-                stage.users -= 1
-                if stage.users == 0:
-                    _remove_staging(directory)
-
-
-def staged_leftovers(directory: Directory) -> list[str]:
-    """The names in the staging directory, sorted: what runs now, and what a dead agent left.
-
-    :raises errors.Inaccessible: a link or a file stands in its place.
-    """
-    try:
-        with directory.open_directory(STAGING_NAME) as opened:
-            return sorted(opened.names())
-    except errors.NotFound:
-        return []
-
-
-@contextlib.contextmanager
-def _stage_of(directory: Directory) -> Iterator[_Stage]:
-    facts = os.fstat(directory.fd)
-    key = (facts.st_dev, facts.st_ino)
-    with _stages_lock:
-        stage = _stages.setdefault(key, _Stage())
-        stage.references += 1
-    try:
-        yield stage
-    finally:
-        with _stages_lock:
-            stage.references -= 1
-            if stage.references == 0:
-                del _stages[key]
-
-
-def _open_staging(directory: Directory) -> Directory:
-    for _ in range(_LOST_RACES):
-        with contextlib.suppress(errors.AlreadyExists):
-            directory.mkdir(STAGING_NAME, 0o700)
-        try:
-            opened = directory.open_directory(STAGING_NAME)
-        except errors.NotFound:
-            continue  # another process removed it in between
-        try:
-            _make_private(directory, opened)
-        except BaseException:
-            opened.close()
-            raise
-        return opened
-    raise errors.InUse(
-        f"{directory.shown(STAGING_NAME)} is removed again and again by another process.",
-        hint="Run one agent for a pool.",
-    )
-
-
-def _make_private(directory: Directory, opened: Directory) -> None:
-    facts = os.fstat(opened.fd)
-    if facts.st_uid != os.geteuid() and facts.st_uid != _owner_of_new(directory):
-        raise errors.OwnedByOther(
-            f"{opened.path} belongs to user {facts.st_uid}.",
-            hint="See what is in it, and remove it.",
-        )
-    if modes.S_IMODE(facts.st_mode) != 0o700:
-        with _translated(f"make {opened.path} private"):
-            os.fchmod(opened.fd, 0o700)
-
-
-def _owner_of_new(directory: Directory) -> int:
-    """Whom the file system takes us for; an NFS server with root_squash gives root another name."""
-    name = f"{STAGING_NAME}-{secrets.token_hex(8)}"
-    directory.mkdir(name, 0o700)
-    try:
-        return directory.stat(name).st_uid
-    finally:
-        directory.remove_directory(name)
-
-
-def _remove_staging(directory: Directory) -> None:
-    # Something is left in it, or another process was first.
-    with contextlib.suppress(errors.DeletionRefused, errors.NotFound):
-        directory.remove_directory(STAGING_NAME)
 
 
 def _move_file(source: Directory, old: str, target: Directory, new: str) -> None:

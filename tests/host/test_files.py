@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from backends import errors
-from backends.host import attributes, commands, files, kernel
+from backends.host import attributes, commands, files, kernel, staging
 from tests.powers import without_powers
 
 Mounter = Callable[[str], pathlib.Path]
@@ -226,7 +226,7 @@ def test_removing_says_what_is_in_the_way(directory: files.Directory, pool: path
 
 @pytest.mark.usefixtures("renaming")
 def test_publishing_gives_the_name_and_takes_the_staged_one(directory: files.Directory) -> None:
-    with files.staging(directory) as staged:
+    with staging.opened(directory) as staged:
         write_new(staged, "temp", b"data")
         directory.publish(staged, "temp", "disk")
         assert staged.names() == []
@@ -250,7 +250,7 @@ def test_publishing_never_replaces(
             if there == "directory":
                 (pool / "disk" / "x").touch()
     before = (directory.stat("disk").st_ino, directory.stat("disk").st_mtime_ns)
-    with files.staging(directory) as staged:
+    with staging.opened(directory) as staged:
         if staged_kind == "file":
             write_new(staged, "temp", b"ours")
         else:
@@ -271,7 +271,7 @@ def test_of_many_that_publish_one_name_exactly_one_wins(
     together = threading.Barrier(writers)
 
     def publish(number: int) -> bool:
-        with files.staging(directory) as staged:
+        with staging.opened(directory) as staged:
             name = f"temp-{number}"
             if kind == "file":
                 write_new(staged, name, str(number).encode() * 1000)
@@ -291,7 +291,7 @@ def test_of_many_that_publish_one_name_exactly_one_wins(
             won = list(threads.map(publish, range(writers)))
         assert won.count(True) == 1
         data = str(won.index(True)).encode() * 1000
-        with files.staging(directory) as staged:
+        with staging.opened(directory) as staged:
             for name in staged.names():
                 if kind == "directory":
                     with staged.open_directory(name) as made:
@@ -311,7 +311,7 @@ def test_of_many_that_publish_one_name_exactly_one_wins(
 
 
 def test_a_file_that_its_owner_may_not_read_can_be_published(directory: files.Directory) -> None:
-    with files.staging(directory) as staged:
+    with staging.opened(directory) as staged:
         write_new(staged, "temp", b"data")
         staged.set_permissions("temp", mode=0)
         directory.publish(staged, "temp", "disk")
@@ -320,14 +320,14 @@ def test_a_file_that_its_owner_may_not_read_can_be_published(directory: files.Di
 
 
 def test_publishing_what_is_not_there_says_so(directory: files.Directory) -> None:
-    with files.staging(directory) as staged, pytest.raises(errors.NotFound, match="temp"):
+    with staging.opened(directory) as staged, pytest.raises(errors.NotFound, match="temp"):
         directory.publish(staged, "temp", "disk")
 
 
 def test_external_programs_write_and_read_by_descriptor(directory: files.Directory) -> None:
     if commands.which("qemu-img") is None:
         pytest.skip("qemu-img is not installed")
-    with files.staging(directory) as staged:
+    with staging.opened(directory) as staged:
         target = staged.path_for_commands("x.qcow2")
         create = ["qemu-img", "create", "-q", "-f", "qcow2", "-u", target, "1M"]
         commands.run(create, pass_fds=staged.pass_fds)
@@ -343,13 +343,13 @@ def test_external_programs_write_and_read_by_descriptor(directory: files.Directo
 def test_staging_is_private_and_gone_afterwards(
     directory: files.Directory, pool: pathlib.Path
 ) -> None:
-    assert files.staged_leftovers(directory) == []
+    assert staging.listed(directory) == []
     before = os.umask(0)
     try:
-        with files.staging(directory) as staged:
+        with staging.opened(directory) as staged:
             assert stat.S_IMODE((pool / ".poolkeeper").stat().st_mode) == 0o700
             write_new(staged, "temp")
-            assert files.staged_leftovers(directory) == ["temp"]
+            assert staging.listed(directory) == ["temp"]
             staged.remove_file("temp")
     finally:
         os.umask(before)
@@ -359,14 +359,14 @@ def test_staging_is_private_and_gone_afterwards(
 def test_what_is_left_in_staging_stays_and_is_listed(
     directory: files.Directory, pool: pathlib.Path
 ) -> None:
-    with files.staging(directory) as staged:
+    with staging.opened(directory) as staged:
         write_new(staged, "b")
         write_new(staged, "a")
-    assert files.staged_leftovers(directory) == ["a", "b"]
+    assert staging.listed(directory) == ["a", "b"]
     (pool / ".poolkeeper").chmod(0o777)
-    with files.staging(directory) as staged:
+    with staging.opened(directory) as staged:
         assert stat.S_IMODE((pool / ".poolkeeper").stat().st_mode) == 0o700
-        for name in files.staged_leftovers(directory):
+        for name in staging.listed(directory):
             staged.remove_file(name)
     assert directory.names() == []
 
@@ -384,10 +384,10 @@ def test_staging_refuses_what_was_planted_in_its_place(
             (pool / ".poolkeeper").touch()
         case "fifo":
             os.mkfifo(pool / ".poolkeeper")
-    with pytest.raises(errors.Inaccessible), files.staging(directory):
+    with pytest.raises(errors.Inaccessible), staging.opened(directory):
         pytest.fail("staged in what somebody else planted")
     with pytest.raises(errors.Inaccessible):
-        files.staged_leftovers(directory)
+        staging.listed(directory)
     assert stat.S_IMODE(outside.stat().st_mode) == 0o755
     assert os.listdir(pool) == [".poolkeeper"]
 
@@ -400,7 +400,7 @@ def test_staging_refuses_a_directory_of_somebody_else(
         pytest.skip("needs root to give a directory away")
     (pool / ".poolkeeper").mkdir(mode=0o700)
     os.chown(pool / ".poolkeeper", 12345, 12345)
-    with pytest.raises(errors.OwnedByOther, match="12345"), files.staging(directory):
+    with pytest.raises(errors.OwnedByOther, match="12345"), staging.opened(directory):
         pytest.fail("staged in somebody else's directory")
     assert os.listdir(pool) == [".poolkeeper"]
 
@@ -413,7 +413,7 @@ def test_threads_share_staging_and_the_last_one_removes_it(
         with files.Directory.open(pool) as own:
             for turn in range(20):
                 name = f"disk-{number}-{turn}"
-                with files.staging(own) as staged:
+                with staging.opened(own) as staged:
                     write_new(staged, name, name.encode())
                     own.publish(staged, name, name)
 
@@ -422,14 +422,14 @@ def test_threads_share_staging_and_the_last_one_removes_it(
     names = directory.names()
     assert len(names) == 160
     assert all(read_all(directory, name) == name.encode() for name in names)
-    assert not files._stages
+    assert not staging._stages
 
 
 def test_one_that_leaves_staging_does_not_take_it_from_another(
     directory: files.Directory, pool: pathlib.Path
 ) -> None:
-    with files.staging(directory) as staged:
-        with files.Directory.open(pool) as own, files.staging(own):
+    with staging.opened(directory) as staged:
+        with files.Directory.open(pool) as own, staging.opened(own):
             pass
         write_new(staged, "temp")
         directory.publish(staged, "temp", "disk")
@@ -439,11 +439,11 @@ def test_one_that_leaves_staging_does_not_take_it_from_another(
 OTHER_PROCESS = """
 import sys
 from backends import errors
-from backends.host import files
+from backends.host import files, staging
 with files.Directory.open(sys.argv[1]) as directory:
     print("ready", flush=True)
     while not directory.exists("stop"):
-        with files.staging(directory):
+        with staging.opened(directory):
             pass
 """
 
@@ -454,7 +454,7 @@ def test_staging_survives_another_process_that_stages(
     def stage_until_done(name: str) -> int:
         """How often the other process took the empty directory away under our hands."""
         for lost in range(10_000):
-            with contextlib.suppress(errors.NotFound), files.staging(directory) as staged:
+            with contextlib.suppress(errors.NotFound), staging.opened(directory) as staged:
                 write_new(staged, name, name.encode())
                 directory.publish(staged, name, name)
                 return lost
@@ -528,10 +528,10 @@ def test_publishing_works_on_every_file_system(mounted: Mounter, kind: str) -> N
     with files.Directory.open(mounted(kind)) as directory:
         before = set(directory.names())
         for name in ("one", "two"):
-            with files.staging(directory) as staged:
+            with staging.opened(directory) as staged:
                 write_new(staged, "temp", b"data")
                 directory.publish(staged, "temp", name)
-        with files.staging(directory) as staged:
+        with staging.opened(directory) as staged:
             write_new(staged, "temp", b"other")
             with pytest.raises(errors.AlreadyExists):
                 directory.publish(staged, "temp", "one")
@@ -569,7 +569,7 @@ def test_a_full_scan_leaks_no_descriptor(directory: files.Directory, pool: pathl
     for _ in range(3):
         list(directory.entries())
         directory.permissions("disk")
-        with files.staging(directory):
+        with staging.opened(directory):
             pass
         for name in ("fifo", "missing"):
             with pytest.raises(errors.StorageError):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from backends import errors, filevolumes
+from backends import errors, stagedfiles
 from backends.base import Work
-from backends.host.files import STAGING_NAME
+from backends.host import staging
 from controller.admitting import Command
 from tests.keeper import image_info, volume_key
 from tests.serving.test_data import DATA, WEB, Answer, Served, eventually
@@ -42,7 +42,7 @@ def image(tmp_path: Path) -> bytes:
 
 
 def staged(site: Served) -> list[Path]:
-    return sorted((site.pool / STAGING_NAME).glob("*"))
+    return sorted((site.pool / staging.NAME).glob("*"))
 
 
 def broken_off(site: Served, image: bytes) -> None:
@@ -64,7 +64,7 @@ def test_the_rest_makes_the_image_whole(site: Served, image: bytes) -> None:
     broken_off(site, image)
     site.settle()
     assert (site.pool / "web").read_bytes() == before
-    assert sorted(path.name for path in site.pool.iterdir()) == [STAGING_NAME, "web"]
+    assert sorted(path.name for path in site.pool.iterdir()) == [staging.NAME, "web"]
     assert site.ask("HEAD").headers["upload-offset"] == str(len(image) // 2)
     site.assert_ready(WEB)
     assert not site.planned()
@@ -73,7 +73,7 @@ def test_the_rest_makes_the_image_whole(site: Served, image: bytes) -> None:
     assert (site.pool / "web").read_bytes() == image
     assert image_info(site.pool / "web")["format"] == "qcow2"
     assert "upload-offset" not in site.ask("HEAD").headers
-    assert not (site.pool / STAGING_NAME).exists()
+    assert not (site.pool / staging.NAME).exists()
     site.settle()
     site.assert_ready(WEB)
 
@@ -111,7 +111,7 @@ def test_one_from_the_start_forgets_what_was_kept(site: Served, image: bytes) ->
     broken_off(site, os.urandom(len(image)))
     assert site.ask("PUT", body=image).status == 200
     assert (site.pool / "web").read_bytes() == image
-    assert not (site.pool / STAGING_NAME).exists()
+    assert not (site.pool / staging.NAME).exists()
 
 
 def test_it_survives_an_agent_that_is_another_process(site: Served, image: bytes) -> None:
@@ -134,10 +134,10 @@ def test_it_goes_with_its_volume(site: Served, image: bytes) -> None:
 def test_it_goes_after_a_day(site: Served, image: bytes) -> None:
     broken_off(site, image)
     (kept,) = staged(site)
-    past = time.time() - filevolumes.UNFINISHED_FOR - 1
+    past = time.time() - stagedfiles.UNFINISHED_FOR - 1
     os.utime(kept, (past, past))
     site.settle()
-    assert not (site.pool / STAGING_NAME).exists()
+    assert not (site.pool / staging.NAME).exists()
     assert "upload-offset" not in site.ask("HEAD").headers
     target = site.admit(Command.DOWNLOAD)
     going_on = target.backend.replace_volume(target.pool, target.volume, resume_at=4096)
