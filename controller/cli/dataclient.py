@@ -20,6 +20,7 @@ from pathlib import Path
 
 from backends import errors
 from backends.images.transferring import PIECE, Piece
+from controller.cli.options import is_loopback
 from controller.codecs.sparsestream import (
     LAST_CHUNK,
     MEDIA_TYPE,
@@ -75,21 +76,34 @@ def over_socket(path: Path) -> Connect:
 
 
 def over_network(url: str, authority: Path | None) -> Connect:
-    """Connections to ``http://`` or ``https://HOST:PORT``.
+    """Connections to ``https://HOST:PORT``, or to ``http://`` on this host.
 
     :raises errors.InvalidSpec: it is none of these, or the authority's file is no good.
     """
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise errors.InvalidSpec(f"{url!r} is not like https://HOST:PORT.")
-    host, port = parts.hostname, parts.port
-    if parts.scheme == "http":
+    scheme, host, port = _parsed(url)
+    if scheme == "http":
+        if not is_loopback(host):
+            raise errors.InvalidSpec(
+                f"{url} would have the token sent for all to read.", hint="Use https."
+            )
         return lambda: http.client.HTTPConnection(host, port, timeout=IDLE)
     try:
         context = ssl.create_default_context(cafile=str(authority) if authority else None)
     except (OSError, ssl.SSLError) as error:
         raise errors.InvalidSpec(f"{authority} can't be read as certificates: {error}.") from error
     return lambda: http.client.HTTPSConnection(host, port, timeout=IDLE, context=context)
+
+
+def _parsed(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
+    except ValueError:
+        scheme, host, port = "", None, None
+    if scheme not in ("http", "https") or not host or parts.path.strip("/") or parts.query:
+        raise errors.InvalidSpec(f"{url!r} is not like https://HOST:PORT.")
+    return scheme, host, port
 
 
 class DataClient:
@@ -220,7 +234,10 @@ def _refusal(answer: http.client.HTTPResponse) -> Exception:
         told = json.loads(answer.read() or b"{}")
     except ValueError:
         told = {}
-    message = str(told.get("message", f"The agent answered with status {answer.status}."))
+    said = f"The agent answered with status {answer.status}."
+    if 300 <= answer.status < 400:
+        said = f"{said[:-1]}: a redirect, which is not followed, as the token is not for others."
+    message = str(told.get("message", said))
     if answer.status == 503:
         return NotNow(message)
     known = {kind.reason: kind for kind in _kinds(errors.StorageError)}

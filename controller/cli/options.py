@@ -127,14 +127,14 @@ class DataSide:
 def data_side(listen: str, cert: Path | None, key: Path | None) -> DataSide:
     """Refuse what would send tokens over a network for all to read."""
     where = address(listen)
-    if where is not None and cert is None and not _loopback(where[0]):
+    if where is not None and cert is None and not is_loopback(where[0]):
         raise typer.BadParameter("--data-listen elsewhere than at this host needs --tls-cert.")
     if where is None and (cert or key):
         raise typer.BadParameter("--tls-cert and --tls-key belong to --data-listen.")
     return DataSide(listen=where, cert=cert, key=key)
 
 
-def _loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

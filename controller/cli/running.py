@@ -16,7 +16,6 @@ from types import FrameType
 
 import typer
 
-from backends import errors
 from controller.access import Access, TokenFile
 from controller.agent import Agent
 from controller.cli.options import DataSide
@@ -97,6 +96,8 @@ def run(
                 metrics=metrics,
             )
             access = TokenFile(session.state)
+            if data.listen is not None:
+                access.read()  # so that it is there for who wants to ask
             with data_serving(engine, access, data, socket=session.state / SOCKET):
                 ended = agent.run(stop)
             if not ended:
@@ -143,17 +144,9 @@ def data_serving(
 
 
 def _tls(side: DataSide) -> ssl.SSLContext | None:
-    if side.cert is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(side.cert, side.key)
-    except (OSError, ssl.SSLError) as error:
-        raise errors.InvalidSpec(
-            f"The certificate in {side.cert} can't be used: {error}.",
-            hint="Give the certificate with its chain and its key, both PEM.",
-        ) from error
-    return context
+    from controller.certificates import Certificate  # noqa: PLC0415 - needed with a port alone
+
+    return Certificate(side.cert, side.key).context if side.cert is not None else None
 
 
 def _acquire(lock: AgentLock) -> bool:
