@@ -12,7 +12,7 @@ from backends.base import Link, OpenVolume, Volume
 from backends.host import users
 from backends.host.files import Directory
 from backends.host.marks import MarkStore
-from backends.images import probing
+from backends.images import chains, probing
 from backends.images.formats import same
 from backends.images.probing import ImageHeader
 
@@ -138,7 +138,7 @@ def _described(directory: Directory, fd: int, volume: Volume) -> OpenVolume:
         )
     way = path_for_commands(directory, fd, volume.name, header)
     plain_description = _open_volume(fd, way, volume.format or header.format, size, header)
-    chain = probing.backing_chain(header, directory.path) if header.backing_path else ()
+    chain = chains.chain(header, directory.path) if header.backing_path else ()
     return replace(
         plain_description,
         backing_chain=tuple(as_link(link) for link in chain),
@@ -146,7 +146,7 @@ def _described(directory: Directory, fd: int, volume: Volume) -> OpenVolume:
     )
 
 
-def as_link(link: probing.BackingLink) -> Link:
+def as_link(link: chains.BackingLink) -> Link:
     return Link(
         path=link.path,
         format=link.format,
@@ -156,13 +156,13 @@ def as_link(link: probing.BackingLink) -> Link:
     )
 
 
-def plain_path(link: probing.BackingLink) -> str:
+def plain_path(link: chains.BackingLink) -> str:
     """The path as a declaration would have it, without the detours that a header may take."""
     return link.path if link.present is None else os.path.normpath(link.path)
 
 
 def _distrusted(
-    path: str, volume: Volume, header: ImageHeader, chain: Sequence[probing.BackingLink]
+    path: str, volume: Volume, header: ImageHeader, chain: Sequence[chains.BackingLink]
 ) -> str:
     """Why what the header names must not be followed: it is not what is declared."""
     if header.data_file is not None or header.extents:

@@ -31,7 +31,7 @@ from backends.filecontents import HEADERLESS
 from backends.host import attributes, commands, files, mounts, reservations, staging
 from backends.host.files import Directory, Kind
 from backends.host.marks import Mark, Origin
-from backends.images import creating, encrypting, probing
+from backends.images import chains, creating, encrypting, probing
 from backends.images.creating import ImageRequest
 from backends.images.encrypting import CommandSecrets
 from backends.images.formats import FORMATS, same
@@ -129,9 +129,9 @@ class FileVolumes(Backend):
         self, directory: Directory, basic: VolumeFacts, declared: str | None
     ) -> VolumeFacts:
         header = _header(directory, basic.name)
-        chain: Sequence[probing.BackingLink] = ()
+        chain: Sequence[chains.BackingLink] = ()
         if header.backing_path is not None:
-            chain = probing.backing_chain(header, directory.path)
+            chain = chains.chain(header, directory.path)
         return replace(
             basic,
             format=declared if declared and same(declared, header.format) else header.format,
@@ -284,7 +284,7 @@ class FileVolumes(Backend):
         """
         if volume.backing_path is None:
             return volume.capacity or 0
-        chain = probing.backing_links(volume.backing_path, volume.backing_format)
+        chain = chains.links(volume.backing_path, volume.backing_format)
         for link in chain:
             if link.problem:
                 raise errors.BackingMissing(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from backends import blockvolumes
 from backends.base import Link, OpenVolume
-from backends.images import creating, probing
+from backends.images import chains, creating, probing
 from backends.images.creating import ImageRequest
 from tests.images.samples import qemu_img
 
@@ -32,7 +32,7 @@ def opened(
         if header is not None and header.backing_path is not None:
             chain = tuple(
                 Link(path=link.path, format=link.format, present=link.present)
-                for link in probing.backing_chain(header, os.path.dirname(path))
+                for link in chains.chain(header, os.path.dirname(path))
             )
         yield OpenVolume(
             fd=fd,

@@ -6,9 +6,10 @@ import subprocess
 
 import pytest
 
-from backends.images import probing
+from backends.images import chains
+from backends.images.chains import BackingLink
 from backends.images.creating import ImageRequest, create
-from backends.images.probing import BackingLink, ImageHeader
+from backends.images.probing import ImageHeader
 from tests.powers import without_powers
 
 MIB = 2**20
@@ -31,7 +32,7 @@ def image(run):
 @pytest.fixture
 def chain(probe):
     def look(path):
-        return probing.backing_chain(probe(path), str(path.parent))
+        return chains.chain(probe(path), str(path.parent))
 
     return look
 
@@ -123,11 +124,11 @@ def qcow2(on):
 
 
 def test_an_endless_chain_is_cut(tmp_path, chain):
-    for number in range(probing.MAX_CHAIN + 50):
+    for number in range(chains.MAX_CHAIN + 50):
         (tmp_path / str(number)).write_bytes(qcow2(on=str(number + 1)))
     links = chain(tmp_path / "0")
-    assert len(links) == probing.MAX_CHAIN + 1
-    assert str(probing.MAX_CHAIN) in links[-1].problem
+    assert len(links) == chains.MAX_CHAIN + 1
+    assert str(chains.MAX_CHAIN) in links[-1].problem
     assert not any(link.problem for link in links[:-1])
 
 
@@ -142,9 +143,9 @@ def test_what_a_guest_wrote_into_a_raw_disk_is_not_followed(tmp_path, image, cha
 def test_a_format_that_is_not_given_is_not_guessed(tmp_path, image):
     low = image(tmp_path / "low", on=tmp_path / "gone", of="raw")
     header = ImageHeader(format="qcow2", capacity=MIB, backing_path=str(low))
-    (link,) = probing.backing_chain(header, str(tmp_path))
+    (link,) = chains.chain(header, str(tmp_path))
     assert (link.format, link.capacity) == ("raw", low.stat().st_size)
-    assert probing.backing_link(str(low), None) == link
+    assert chains.link_to(str(low), None) == link
 
 
 def test_a_header_of_another_format_is_a_problem(tmp_path, image, chain):
@@ -168,7 +169,7 @@ def test_a_damaged_header_is_a_problem(tmp_path, image, chain):
 )
 def test_an_address_is_not_followed(tmp_path, name):
     header = ImageHeader(format="qcow2", capacity=MIB, backing_path=name, backing_format="qcow2")
-    assert probing.backing_chain(header, str(tmp_path)) == (BackingLink(name, "qcow2", None),)
+    assert chains.chain(header, str(tmp_path)) == (BackingLink(name, "qcow2", None),)
 
 
 def test_a_colon_after_a_slash_is_part_of_a_name(tmp_path, image, chain):
@@ -176,7 +177,7 @@ def test_a_colon_after_a_slash_is_part_of_a_name(tmp_path, image, chain):
     top = image(tmp_path / "top", on="./a:b,c", of="raw")
     assert chain(top)[0].present
     header = ImageHeader(format="qcow2", capacity=MIB, backing_path=f"file:{base}")
-    assert probing.backing_chain(header, "/")[0].path == str(base)
+    assert chains.chain(header, "/")[0].path == str(base)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "directory"])
@@ -184,7 +185,7 @@ def test_what_is_no_file_is_not_opened(tmp_path, make):
     path = tmp_path / "thing"
     make(path)
     for format in ("raw", "qcow2"):
-        link = probing.backing_link(str(path), format)
+        link = chains.link_to(str(path), format)
         assert link.present is False
         assert "neither a file nor a block device" in link.problem
 
@@ -198,7 +199,7 @@ def test_a_character_device_is_not_opened(monkeypatch):
         return fd
 
     monkeypatch.setattr(os, "open", noting)
-    assert probing.backing_link("/dev/null", "raw").present is False
+    assert chains.link_to("/dev/null", "raw").present is False
     assert opened == [(True, True)], "a device was opened for more than a look"
 
 
@@ -207,7 +208,7 @@ def test_a_name_can_not_speak_to_a_terminal(tmp_path):
         format="qcow2", capacity=MIB, backing_path=os.fsdecode(b"\x1b[2J\xff\n"),
         backing_format="raw",
     )  # fmt: skip
-    (link,) = probing.backing_chain(header, str(tmp_path))
+    (link,) = chains.chain(header, str(tmp_path))
     assert link.path.isprintable()
     link.path.encode()
 
@@ -217,7 +218,7 @@ def test_a_file_name_of_any_bytes_is_found(tmp_path, chain):
     os.rename(tmp_path / "base", os.fsencode(tmp_path) + b"/\xff")
     name = os.fsdecode(b"\xff")
     header = ImageHeader(format="qcow2", capacity=MIB, backing_path=name, backing_format="raw")
-    (link,) = probing.backing_chain(header, str(tmp_path))
+    (link,) = chains.chain(header, str(tmp_path))
     assert link.present
 
 
@@ -242,7 +243,7 @@ def test_a_block_device_can_be_stood_on(tmp_path, image, chain):
         assert chain(image(tmp_path / "top", on=device, of="qcow2")) == (
             BackingLink(device, "qcow2", True, "", 7 * MIB),
         )
-        raw = probing.backing_link(device, "raw")
+        raw = chains.link_to(device, "raw")
         assert (raw.present, raw.capacity) == (True, low.stat().st_size // 512 * 512)
     finally:
         subprocess.run(["losetup", "-d", device], check=True)

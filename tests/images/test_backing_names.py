@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from backends.images import probing
-from backends.images.probing import BackingLink
+from backends.images import chains
+from backends.images.chains import BackingLink
 from tests.images import samples
 
 MIB = 2**20
@@ -25,7 +25,7 @@ def overlay(path: pathlib.Path, below: str | pathlib.Path, format: str | None = 
 
 
 def chain(path: pathlib.Path) -> tuple[BackingLink, ...]:
-    return probing.backing_chain(samples.probe(path), str(path.parent))
+    return chains.chain(samples.probe(path), str(path.parent))
 
 
 ADDRESSES = (
@@ -102,10 +102,10 @@ def test_what_holds_no_image_is_a_problem(
 
 LOOK_AS_NOBODY = """
 import os, sys
-from backends.images import probing
+from backends.images import chains
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
-print(probing.backing_link("base", "qcow2"))
+print(chains.link_to("base", "qcow2"))
 """
 
 

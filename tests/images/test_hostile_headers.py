@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from backends import errors
-from backends.images import probing
+from backends.images import chains, probing
 from backends.images.probing import ImageHeader
 from backends.sizes import MAX_SIZE
 from tests.images import samples
@@ -105,7 +105,7 @@ def examined(path: pathlib.Path, data: bytes, reads: Reads) -> ImageHeader | Non
     for text in (header.backing_path, header.backing_format, header.data_file):
         assert text is None or ("\0" not in text and len(os.fsencode(text)) <= probing.MAX_NAME)
     assert header.backing_path != ""
-    probing.backing_chain(header, str(path.parent))
+    chains.chain(header, str(path.parent))
     return header
 
 
@@ -219,7 +219,7 @@ def test_a_name_ends_at_its_first_nul(tmp_path: pathlib.Path) -> None:
         (tmp_path / "image").write_bytes(data)
         header = samples.probe(tmp_path / "image")
         assert header.backing_path == "base"
-        (link,) = probing.backing_chain(header, str(tmp_path))
+        (link,) = chains.chain(header, str(tmp_path))
         assert link.problem == "No such file or directory"
 
 
