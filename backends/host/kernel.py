@@ -22,6 +22,7 @@ RAMFS_MAGIC = 0x858458F6
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _RENAME_NOREPLACE = 1
+_SYNC_FILE_RANGE_WRITE = 2
 _AT_EMPTY_PATH = 0x1000
 _STATX_BTIME = 0x800
 _STATX_SIZE = 256
@@ -77,6 +78,14 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
         with contextlib.suppress(InterruptedError):
             _call(name, fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length))
             return
+
+
+def begin_writing_out(fd: int, offset: int, length: int) -> None:
+    """Have the kernel begin to write a range to the disk, without waiting for it
+    (sync_file_range(2) with ``SYNC_FILE_RANGE_WRITE``). It makes nothing outlast a power cut.
+    """
+    start, count = ctypes.c_int64(offset), ctypes.c_int64(length)
+    _call("sync_file_range", fd, start, count, ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
 
 
 def rename_without_replacing(from_fd: int, old: str, to_fd: int, new: str) -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from backends import errors
 from backends.base import OpenVolume, Progress, Work
+from backends.host import kernel
 from backends.images import probing
 from backends.images.formats import FORMATS, same
 from backends.images.holes import clear, extents, is_zero
@@ -30,6 +31,9 @@ PIECE = 1 * MIB
 
 ZERO_BLOCK = 64 * 1024
 """Where holes have to be found by looking for zeros, the least that makes one, in bytes."""
+
+WRITTEN_OUT_AFTER = 64 * MIB
+"""Bytes of a stream that the page cache may gather before the disk is set to work on them."""
 
 IMAGE_OVERHEAD = 16 * MIB
 """With an eighth of the capacity, what the tables of an image may take at most, in bytes."""
@@ -255,6 +259,7 @@ class Writer:
         backing: str | None = None,
     ) -> None:
         self.position = span.start
+        self._written_out = span.start
         self._opened = opened
         self._fd = _descriptor(opened)
         self._span = span
@@ -288,6 +293,13 @@ class Writer:
             written = os.pwrite(self._fd, data[:PIECE], self.position)
             self.position += written
             data = data[written:]
+        if self.position - self._written_out >= WRITTEN_OUT_AFTER:
+            # The disk writes while more comes, instead of all at the end.
+            with contextlib.suppress(OSError):  # fdatasync tells what went wrong
+                kernel.begin_writing_out(
+                    self._fd, self._written_out, self.position - self._written_out
+                )
+            self._written_out = self.position
 
     def _cleared(self, offset: int) -> None:
         _stop_where_cancelled(self._work)

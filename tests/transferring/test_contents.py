@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from backends import errors
 from backends.base import Progress, Work
+from backends.host import kernel
 from backends.images import holes, transferring
 from backends.images.transferring import Checksum, Hole
 from tests.transferring.streams import (
@@ -201,6 +202,24 @@ def test_a_checksum_is_that_of_the_contents(disk: Path, algorithm: str) -> None:
     checksum.require(wanted.upper())
     with pytest.raises(errors.ChecksumMismatch, match=wanted):
         checksum.require("0" * len(wanted))
+
+
+def test_what_is_written_out_meanwhile_is_what_came(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    begin = kernel.begin_writing_out
+
+    def noted(fd: int, offset: int, length: int) -> None:
+        asked.append((offset, length))
+        begin(fd, offset, length)
+
+    monkeypatch.setattr(kernel, "begin_writing_out", noted)
+    monkeypatch.setattr(transferring, "WRITTEN_OUT_AFTER", 256 * KIB)
+    data = os.urandom(MIB + 5)
+    upload(disk, [data[at : at + 100 * KIB] for at in range(0, len(data), 100 * KIB)], offset=7)
+    assert disk.read_bytes()[7 : 7 + len(data)] == data
+    assert asked == [(7 + 300 * KIB * number, 300 * KIB) for number in range(3)]
 
 
 def test_an_unknown_checksum_is_refused() -> None:
