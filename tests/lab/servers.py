@@ -1,4 +1,4 @@
-"""Servers of files inside the guest: NFS by the kernel, CIFS by smbd."""
+"""Servers of files inside the guest: NFS by the kernel, CIFS by smbd, GlusterFS by glusterd."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import functools
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 from tests.lab.spare import run
+from tests.lab.targets import wait_until
 
 PATIENCE = 120.0
 USER, PASSWORD = "keeper", "a secret, with a comma"
+
+
+def succeeds(*argv: str | Path) -> bool:
+    words = [str(word) for word in argv]
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
 class NfsServer:
@@ -109,7 +114,7 @@ class CifsServer:
         self._configuration.write_text(
             _SMB.format(state=state, open=self.open, closed=self.closed, user=USER)
         )
-        if subprocess.run(["id", USER], capture_output=True, check=False).returncode != 0:
+        if not succeeds("id", USER):
             run("useradd", "--no-create-home", USER)
         twice = f"{PASSWORD}\n{PASSWORD}\n".encode()
         run("smbpasswd", "-c", self._configuration, "-s", "-a", USER, input=twice)
@@ -120,14 +125,60 @@ class CifsServer:
     def start(self) -> None:
         argv = ["smbd", "--foreground", "--no-process-group", "-s", str(self._configuration)]
         self._process = subprocess.Popen(argv, start_new_session=True)
-        asked = ["smbclient", "-s", str(self._configuration), "-N", "-L", "127.0.0.1"]
-        deadline = time.monotonic() + PATIENCE
-        while subprocess.run(asked, capture_output=True, check=False).returncode != 0:
-            assert time.monotonic() < deadline, "smbd does not answer"
-            time.sleep(0.2)
+        asked = ("smbclient", "-s", self._configuration, "-N", "-L", "127.0.0.1")
+        wait_until(lambda: succeeds(*asked), PATIENCE)
 
     def stop(self) -> None:
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+
+class GlusterServer:
+    """glusterd with one volume of one brick.
+
+    :ivar address: of the server: bricks are refused on 127.0.0.0/8.
+    :ivar brick: the directory that the volume's files are in.
+    """
+
+    address, volume = "192.0.2.24", "images"
+
+    def __init__(self, root: Path) -> None:
+        self.brick = root / "brick"
+        run("modprobe", "fuse")
+        run("ip", "address", "replace", f"{self.address}/32", "dev", "lo")
+        for place in ("/var/log/glusterfs", "/run/gluster"):
+            Path(place).mkdir(parents=True, exist_ok=True)
+        quiet = subprocess.DEVNULL  # it has logs of its own
+        self._daemon = subprocess.Popen(["glusterd", "--no-daemon"], stdout=quiet, stderr=quiet)
+        wait_until(lambda: succeeds(*self._command("volume", "list")), PATIENCE)
+        brick = f"{self.address}:{self.brick}"
+        run(*self._command("volume", "create", self.volume, brick, "force"))
+        # As long as a client waits for a server that is silent, before it takes it to be gone.
+        run(*self._command("volume", "set", self.volume, "network.ping-timeout", "60"))
+        self.start()
+
+    def _command(self, *words: str) -> tuple[str, ...]:
+        return ("gluster", "--mode=script", *words)
+
+    def start(self) -> None:
+        run(*self._command("volume", "start", self.volume, "force"))
+
+    def stop(self) -> None:
+        """As a brick's server that has died: its clients are told by their connection's end."""
+        run("killall", "--signal", "KILL", "--wait", "glusterfsd")
+
+    def silence(self) -> None:
+        """As a server that hangs: its clients wait."""
+        run("killall", "--signal", "STOP", "glusterfsd")
+
+    def speak(self) -> None:
+        run("killall", "--signal", "CONT", "glusterfsd")
+
+    def remove(self) -> None:
+        self.speak()
+        run(*self._command("volume", "stop", self.volume, "force"))
+        run(*self._command("volume", "delete", self.volume))
+        self._daemon.kill()
+        self._daemon.wait()

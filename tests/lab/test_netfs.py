@@ -1,4 +1,5 @@
-"""Pools on servers: NFS of several versions, CIFS with a password, and servers that are down."""
+"""Pools on servers: NFS of several versions, CIFS with a password, GlusterFS, and servers that are
+down."""
 
 from __future__ import annotations
 
@@ -20,11 +21,13 @@ from backends.spec import Host, SourceQuery
 from controller.agent import Agent
 from controller.secrets import FileSecrets
 from tests.contract.candidates.netfs import hanging
-from tests.keeper import Keeper, dir_pool, marked, pool, pool_key, volume, volume_key
+from tests.keeper import Keeper, dir_pool, image_info, marked, pool, pool_key, volume, volume_key
 from tests.lab import servers
 from tests.lab.servers import PASSWORD, USER
-from tests.lab.spare import MIB, run
+from tests.lab.spare import IN_GUEST, MIB, run
 from tests.lab.targets import wait_until
+
+pytestmark = pytest.mark.skipif(not IN_GUEST, reason="needs a kernel whose servers are its own")
 
 POOL, DISK = pool_key("images"), volume_key("disk")
 LOCAL = [{"name": "127.0.0.1"}]
@@ -44,6 +47,14 @@ def cifs(tmp_path):
     made = servers.CifsServer(tmp_path)
     yield made
     made.stop()
+
+
+@pytest.fixture
+def gluster(tmp_path):
+    made = servers.GlusterServer(tmp_path)
+    yield made
+    wait_until(lambda: not hanging())
+    made.remove()
 
 
 @pytest.fixture
@@ -70,6 +81,12 @@ def declaration(target, directory, *, hosts=None, target_spec=None, **spec):
     members = {"hosts": hosts or LOCAL, "directory": directory, **spec.pop("netfs", {})}
     where = {"path": str(target), **(target_spec or {})}
     return pool("images", type="netfs", netfs=members, target=where, **spec)
+
+
+def on_gluster(target, server, **spec):
+    members = {"format": "glusterfs", **spec.pop("netfs", {})}
+    hosts = [{"name": server.address}]
+    return declaration(target, f"/{server.volume}", hosts=hosts, netfs=members, **spec)
 
 
 def apply(keeper, *documents):
@@ -202,6 +219,52 @@ def test_a_missing_password_is_told(keeper, target, cifs):
     assert "nowhere" in keeper.assert_retrying(POOL, "SecretUnavailable")
 
 
+def test_a_volume_of_glusterfs_is_mounted_and_keeps_marks(keeper, target, gluster):
+    images = [
+        volume("disk", "images", capacity="1Mi", deletion_policy="Delete"),
+        volume("qcow", "images", capacity="8Mi", format="qcow2", deletion_policy="Delete"),
+    ]
+    apply(keeper, on_gluster(target, gluster, deletionPolicy="Undefine"), *images)
+    keeper.assert_ready(POOL, DISK, volume_key("qcow"))
+    assert mounted(target).startswith(f"fuse.glusterfs {gluster.address}:/{gluster.volume} ")
+    assert {"nodev", "nosuid", "noexec"} <= set(mounted(target).split()[2].split(","))
+    assert (gluster.brick / "disk").stat().st_size == MIB
+    assert marked(gluster.brick / "disk")["resource"] == str(DISK)
+    assert image_info(target / "qcow")["virtual-size"] == 8 * MIB
+    assert keeper.planned() == {}
+    apply(keeper, volume("disk", "images", capacity="2Mi", deletion_policy="Delete"))
+    keeper.assert_ready(DISK)
+    assert (gluster.brick / "disk").stat().st_size == 2 * MIB
+    keeper.delete(DISK, volume_key("qcow"))
+    keeper.settle()
+    assert not {"disk", "qcow"} & set(os.listdir(gluster.brick))
+    keeper.delete(POOL)
+    keeper.settle()
+    assert keeper.gone(POOL)
+    assert not target.exists()
+
+
+def test_a_brick_that_dies_is_no_loss_of_its_volumes(keeper, target, gluster):
+    apply(keeper, on_gluster(target, gluster), volume("disk", "images", capacity="1Mi"))
+    keeper.assert_ready(POOL, DISK)
+    gluster.stop()
+    wait_until(lambda: not answers(target))
+    keeper.settle()
+    keeper.assert_retrying(POOL, "Inaccessible")
+    keeper.assert_retrying(DISK, "PoolNotReady")
+    assert keeper.get(POOL).status.state == "Inaccessible"
+    gluster.start()
+    wait_until(lambda: answers(target))
+    keeper.settle()
+    keeper.assert_ready(POOL, DISK)
+    assert keeper.get(POOL).status.state == "Running"
+    assert marked(gluster.brick / "disk")["resource"] == str(DISK)
+
+
+def answers(target):
+    return servers.succeeds("stat", target)
+
+
 def test_another_export_mounted_there_is_not_taken_for_the_pool(keeper, target, nfs):
     for name in ("mine", "other"):
         nfs.directory(name)
@@ -226,12 +289,20 @@ def test_a_stopped_pool_is_unmounted_and_its_own_mount_point_goes(keeper, target
     assert os.listdir(made) == ["disk"]
 
 
-def test_what_a_server_exports_is_found(nfs, cifs, tmp_path):
+def exports(tmp_path, server):
     backend = NetfsBackend(BackendContext(marks=MarkStore(tmp_path / "state")))
-    found = backend.find_sources(SourceQuery(type="netfs", host=Host(name="127.0.0.1")))
-    places = {(item.format, item.directory) for item in found}
+    found = backend.find_sources(SourceQuery(type="netfs", host=Host(name=server)))
+    return {(item.format, item.directory) for item in found}
+
+
+def test_what_a_server_exports_is_found(nfs, cifs, tmp_path):
+    places = exports(tmp_path, "127.0.0.1")
     assert ("nfs", str(nfs.root)) in places
     assert {("cifs", "/open"), ("cifs", "/closed")} <= places
+
+
+def test_volumes_of_glusterfs_are_found(gluster, tmp_path):
+    assert ("glusterfs", f"/{gluster.volume}") in exports(tmp_path, gluster.address)
 
 
 def test_a_server_that_tells_nothing_is_named(tmp_path):
@@ -266,13 +337,21 @@ def agent(keeper):
         thread.join(120)
 
 
+@pytest.mark.parametrize("kind", ["nfs", "gluster"])
 def test_a_server_that_is_down_holds_up_no_other_pool_and_comes_back(
-    keeper, target, nfs, tmp_path, monkeypatch
+    keeper, target, request, tmp_path, monkeypatch, kind
 ):
     monkeypatch.setattr(mountedvolumes, "LOOK_SECONDS", 20.0)
-    nfs.directory("down")
+    server = request.getfixturevalue(kind)
     often = {"refresh": {"interval": "1s"}}
-    keeper.apply(declaration(target, "/down", **often), volume("disk", "images", capacity="1Mi"))
+    if kind == "nfs":
+        server.directory("down")
+        keeper.apply(declaration(target, "/down", **often))
+        stop, start = server.stop, server.start
+    else:
+        keeper.apply(on_gluster(target, server, **often))
+        stop, start = server.silence, server.speak
+    keeper.apply(volume("disk", "images", capacity="1Mi"))
     keeper.apply(dir_pool("local", tmp_path / "local", **often))
     local = pool_key("local")
     with agent(keeper) as seconds:
@@ -280,7 +359,7 @@ def test_a_server_that_is_down_holds_up_no_other_pool_and_comes_back(
         seconds["local"].clear()
         wait_until(lambda: len(seconds["local"]) >= 20, 120)
         up = sorted(seconds["local"])
-        nfs.stop()
+        stop()
         wait_until(lambda: bool(hanging()), 120)
         seconds["local"].clear()
         wait_until(lambda: len(seconds["local"]) >= 20, 120)
@@ -288,7 +367,7 @@ def test_a_server_that_is_down_holds_up_no_other_pool_and_comes_back(
         wait_until(lambda: keeper.get(POOL).status.state == "Inaccessible", 120)
         assert keeper.truth(local, "Ready") == "True"
         assert keeper.get(POOL).status.capacity is not None
-        nfs.start()
+        start()
         wait_until(lambda: keeper.truth(DISK, "Ready") == "True", 180)
         assert keeper.get(POOL).status.state == "Running"
     middle = len(up) // 2
