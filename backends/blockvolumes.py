@@ -8,7 +8,7 @@ import fcntl
 import os
 import stat as modes
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from backends import errors
 from backends.base import OpenVolume
@@ -57,12 +57,18 @@ def opened(
 
 
 def users_of(
-    path: str, *, expected: Callable[[os.stat_result], bool] = lambda facts: True
+    path: str,
+    *,
+    expected: Callable[[os.stat_result], bool] = lambda facts: True,
+    besides: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """Who uses a device, each in words; nobody where it is not there."""
+    """Who uses a device, each in words; nobody where it is not there.
+
+    :param besides: devices such as ``/dev/dm-3`` that may stand on it.
+    """
     try:
         with _held(path, expected) as place:
-            return users.users_of(place)
+            return users.users_of(place, besides=besides)
     except errors.NotFound:
         return ()
 

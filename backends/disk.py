@@ -106,7 +106,7 @@ class DiskBackend(Backend):
             FreeExtent(start=item.start, end=item.end)
             for item in sorted((*table.free, *table.logical), key=lambda item: item.start)
         )
-        in_step = not partitions.missing(disk.node, table)
+        in_step = not _missing(pool, disk, table)
         return PoolFacts(
             presence=Presence.PRESENT,
             mark=self._pool_mark(pool, table, identity),
@@ -273,7 +273,7 @@ class DiskBackend(Backend):
             )
         with self._locks[disk.node]:
             devices.settle()
-            using = blockvolumes.users_of(disk.node)
+            using = _users(disk)
             if using:
                 raise errors.InUse(
                     f"{disk.path} is in use: {'; '.join(using)}.", hint="Stop what uses it."
@@ -310,7 +310,7 @@ class DiskBackend(Backend):
             self._show(pool, disk, table)
 
     def _show(self, pool: Pool, disk: BlockDevice, table: Table) -> None:
-        if partitions.missing(disk.node, table):
+        if _missing(pool, disk, table):
             separator = _source(pool).device.part_separator
             partitions.tell_kernel(disk.node, table, separator=separator)
             devices.settle()
@@ -595,10 +595,10 @@ def _same_format(declared: str, observed: str) -> bool:
 def _without_table(disk: BlockDevice) -> PoolFacts:
     """What to say of a disk that has not the declared table: what a build would write over."""
     found = signatures.probe(disk.node)
-    using = blockvolumes.users_of(disk.node)
+    using = _users(disk)
     if using:
         devices.settle()  # udev looks at a device that has just come, or was just written to
-        using = blockvolumes.users_of(disk.node)
+        using = _users(disk)
     told = [f"{disk.path} holds {found}"] if not found.empty else []
     told += [f"{disk.path} is in use: {'; '.join(using)}"] if using else []
     return PoolFacts(
@@ -638,6 +638,22 @@ def _find(pool: Pool) -> tuple[BlockDevice, Table]:
             f"{disk.path} has no {_label(pool)} partition table.", hint="See what became of it."
         )
     return disk, table
+
+
+def _missing(pool: Pool, disk: BlockDevice, table: Table) -> tuple[str, ...]:
+    separator = _source(pool).device.part_separator
+    return partitions.missing(disk.node, table, separator=separator)
+
+
+def _users(disk: BlockDevice) -> tuple[str, ...]:
+    """Who uses a disk or a partition of it. Partitions of a map are maps, too, which alone are
+    nobody's use of it."""
+    parts = [seen.node for seen in partitions.shown(disk.node).values()]
+    besides = frozenset(parts) if partitions.mapped_path(disk.node) else frozenset()
+    found = blockvolumes.users_of(disk.node, besides=besides)
+    for node in sorted(besides):
+        found += tuple(f"{item} ({node})" for item in blockvolumes.users_of(node))
+    return found
 
 
 def _node(disk: BlockDevice, item: Partition) -> str:

@@ -25,7 +25,7 @@ from backends.base import (
     Volume,
     VolumeFacts,
 )
-from backends.host import devices, files, scsi
+from backends.host import devices, files, partitions, scsi
 from backends.host.marks import Mark, Origin
 from backends.spec import Permissions
 
@@ -230,10 +230,11 @@ def _problem(lun: scsi.Lun, giver: str) -> str:
 def lasting_path(target: pathlib.Path, node: str) -> str | None:
     """A name under a pool's target that leads to a device; None where there is none.
 
-    Under ``/dev`` itself that is the kernel's name, which lasts until the next boot only.
+    Under ``/dev`` itself that is the kernel's name, which lasts until the next boot only, but for
+    devices of device mapper, which have names.
     """
     if target == _DEV:
-        return node
+        return partitions.mapped_path(node) or node
     for link in _links_of(target, node):
         if os.path.realpath(link) == node:
             return str(link)

@@ -41,12 +41,14 @@ def _call(name: str, *arguments: object) -> None:
 
 
 def ioctl_number(
-    access: Literal["none", "read", "write"], kind: int, number: int, size: int
+    access: Literal["none", "read", "write", "both"], kind: int, number: int, size: int
 ) -> int:
-    """``_IO``, ``_IOR`` or ``_IOW`` of ``asm/ioctl.h``: machines lay the bits out in two ways."""
+    """``_IO``, ``_IOR``, ``_IOW`` or ``_IOWR`` of ``asm/ioctl.h``: machines lay the bits out in two
+    ways."""
     other_layout = platform.machine().startswith(("ppc", "mips", "sparc", "alpha"))
-    directions = {"none": 1, "read": 2, "write": 4} if other_layout else {"read": 2, "write": 1}
-    direction = directions.get(access, 0) << (29 if other_layout else 30)
+    read, write, none = (2, 4, 1) if other_layout else (2, 1, 0)
+    directions = {"read": read, "write": write, "both": read | write, "none": none}
+    direction = directions[access] << (29 if other_layout else 30)
     return direction | size << 16 | kind << 8 | number
 
 
@@ -65,6 +67,40 @@ def change_partition(
     code = {"add": 1, "remove": 2, "resize": 3}[verb]
     argument = struct.pack("@iiiP", code, 0, length, ctypes.addressof(partition))
     fcntl.ioctl(fd, ioctl_number("none", 0x12, 105, 0), argument)
+
+
+_DM_HEADER = struct.Struct("=3I3Ii3IQ128s129s7x")
+_DM_TARGET = struct.Struct("=QQiI16s")
+"""``struct dm_ioctl`` and ``struct dm_target_spec`` of ``linux/dm-ioctl.h``."""
+
+_DM_TABLE_STATUS, _DM_TABLE_FLAG = 12, 1 << 4
+_DM_BYTES = 16 * 1024
+
+
+def mapped_start(device: int) -> int | None:
+    """Where a linear device-mapper device begins on the one beneath it, in bytes.
+
+    :param device: its number.
+    :return: None for a device of any other kind.
+    :raises OSError: ``ENXIO`` where there is no such device.
+    """
+    buffer = bytearray(_DM_BYTES)
+    _DM_HEADER.pack_into(
+        buffer, 0, 4, 0, 0, _DM_BYTES, _DM_HEADER.size, 0, 0, _DM_TABLE_FLAG, 0, 0, device, b"", b""
+    )
+    request = ioctl_number("both", 0xFD, _DM_TABLE_STATUS, _DM_HEADER.size)
+    fd = os.open("/dev/mapper/control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, request, buffer)
+    finally:
+        os.close(fd)
+    header = _DM_HEADER.unpack_from(buffer)
+    offset, targets = header[4], header[5]
+    kind = _DM_TARGET.unpack_from(buffer, offset)[-1].rstrip(b"\0")
+    if targets != 1 or kind != b"linear":
+        return None
+    parameters = buffer[offset + _DM_TARGET.size :].partition(b"\0")[0]
+    return int(parameters.split()[1]) * 512
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

@@ -13,11 +13,12 @@ All offsets and sizes are bytes.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -158,17 +159,20 @@ def read(path: str, size: int, *, label: str | None = None) -> Table | None:
         if "does not contain a recognized partition table" in told.stderr:
             return None
         raise errors.ProbeFailed(f"The partition table of {path} can't be read: {told.stderr}")
-    return parse(json.loads(told.stdout)["partitiontable"], path, size)
+    return parse(json.loads(told.stdout)["partitiontable"], mapped_path(path) or path, size)
 
 
 def parse(told: dict[str, Any], path: str, size: int) -> Table | None:
-    """Read the JSON of sfdisk; None for a label that is not ours to write with it."""
+    """Read the JSON of sfdisk; None for a label that is not ours to write with it.
+
+    :param path: the disk's name as those of its partitions begin.
+    """
     label, sector = told["label"], int(told.get("sectorsize", 512))
     if label not in TYPES:
         return None
     partitions = tuple(
         Partition(
-            number=_number(item["node"], told["device"]),
+            number=_number(item["node"], path),
             start=item["start"] * sector,
             size=item["size"] * sector,
             type=item["type"],
@@ -405,14 +409,11 @@ def remove_command(path: str, label: str, number: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """A partition that the kernel has.
-
-    :param start: bytes; None for that of a device-mapper device, which sysfs does not tell.
-    """
+    """A partition that the kernel has."""
 
     number: int
     node: str
-    start: int | None
+    start: int
     size: int
 
 
@@ -420,15 +421,17 @@ _MAPPED = re.compile(r"part(\d+)-")
 """How the device-mapper UUIDs of partitions begin that kpartx and udev make."""
 
 
-def is_mapped(node: str) -> bool:
-    """Whether a disk is a device-mapper device, so that its partitions are maps."""
-    return (_CLASS / os.path.basename(node) / "dm").is_dir()
+def mapped_path(node: str) -> str:
+    """The name of a disk that is a device-mapper device, so that its partitions are maps of their
+    own: ``/dev/mapper/mpatha``. Empty for any other disk."""
+    name = attribute(_CLASS / os.path.basename(node) / "dm" / "name")
+    return f"/dev/mapper/{name}" if name else ""
 
 
 def shown(node: str) -> dict[int, Shown]:
     """The partitions of a disk that the kernel has, by number."""
     base = _CLASS / os.path.basename(node)
-    found = _shown_maps(base) if is_mapped(node) else _shown_partitions(base)
+    found = _shown_maps(base) if mapped_path(node) else _shown_partitions(base)
     return {item.number: item for item in found}
 
 
@@ -448,9 +451,28 @@ def _shown_partitions(base: pathlib.Path) -> Iterator[Shown]:
 def _shown_maps(base: pathlib.Path) -> Iterator[Shown]:
     for name in os.listdir(base / "holders"):
         match = _MAPPED.match(attribute(_CLASS / name / "dm" / "uuid"))
-        if match:
-            size = int(attribute(_CLASS / name / "size")) * 512
-            yield Shown(number=int(match[1]), node=f"/dev/{name}", start=None, size=size)
+        size = attribute(_CLASS / name / "size")
+        if match and size:
+            yield Shown(
+                number=int(match[1]),
+                node=f"/dev/{name}",
+                start=_mapped_start(name),
+                size=int(size) * 512,
+            )
+
+
+def _mapped_start(name: str) -> int:
+    """Where a partition that is a map begins; -1, which is nowhere, for one that is going."""
+    major, _, minor = attribute(_CLASS / name / "dev").partition(":")
+    try:
+        start = kernel.mapped_start(os.makedev(int(major), int(minor)))
+    except (ValueError, FileNotFoundError):
+        return -1
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return -1
+        raise errors.from_os_error(error, doing=f"ask device mapper for {name}") from error
+    return -1 if start is None else start
 
 
 def is_node_of(node: str, partition: Partition) -> Callable[[os.stat_result], bool]:
@@ -458,24 +480,32 @@ def is_node_of(node: str, partition: Partition) -> Callable[[os.stat_result], bo
 
     Numbers of logical partitions change; so a name may lead to another one by now.
 
-    :param node: of the disk; of partitions of a device-mapper device any counts.
+    :param node: of the disk.
     """
 
     def is_it(facts: os.stat_result) -> bool:
-        if is_mapped(node):
-            return True
         number = f"{os.major(facts.st_rdev)}:{os.minor(facts.st_rdev)}"
-        place = pathlib.Path(os.path.realpath(f"/sys/dev/block/{number}"))
-        start = attribute(place / "start")
-        same_disk = place.parent.name == os.path.basename(node)
-        return same_disk and start == str(partition.start // 512)
+        name = os.path.basename(os.path.realpath(f"/sys/dev/block/{number}"))
+        known = ((seen.node, seen.start) for seen in shown(node).values())
+        return (f"/dev/{name}", partition.start) in known
 
     return is_it
 
 
-def missing(node: str, table: Table) -> tuple[str, ...]:
-    """How the kernel's partitions differ from the table, in words; empty for not at all."""
+def missing(node: str, table: Table, *, separator: bool | None = None) -> tuple[str, ...]:
+    """How the kernel's partitions differ from the table, in words; empty for not at all.
+
+    :param separator: whether names of a map's partitions have a ``p`` before the number; None for
+        any name.
+    """
     known, told = shown(node), []
+    disk = mapped_path(node)
+    if disk and separator is not None:
+        told += [
+            f"partition {number} is called {mapped_path(seen.node)}"
+            for number, seen in sorted(known.items())
+            if mapped_path(seen.node) != f"{disk}{'p' if separator else ''}{number}"
+        ]
     for item in table.partitions:
         seen = known.pop(item.number, None)
         if seen is None:
@@ -488,7 +518,7 @@ def missing(node: str, table: Table) -> tuple[str, ...]:
 
 
 def _agrees(table: Table, partition: Partition, seen: Shown) -> bool:
-    if seen.start not in (None, partition.start):
+    if seen.start != partition.start:
         return False
     # The kernel shows of an extended partition its first sectors alone.
     return table.is_extended(partition) or seen.size == partition.size
@@ -497,14 +527,9 @@ def _agrees(table: Table, partition: Partition, seen: Shown) -> bool:
 def tell_kernel(node: str, table: Table, *, separator: bool | None = None) -> None:
     """Have the kernel show what the table says, touching only what differs.
 
-    :param separator: whether names of a map's partitions have a ``p`` before the number.
+    :param separator: as ``missing`` has it.
     :raises errors.InUse: a partition that is to go or to move is in use.
     """
-    if is_mapped(node):
-        mark = ("-p", "p") if separator else ("-p", "") if separator is False else ()
-        name = attribute(_CLASS / os.path.basename(node) / "dm" / "name")
-        commands.run(("kpartx", "-u", "-s", *mark, f"/dev/mapper/{name}"), timeout=_SECONDS)
-        return
     known = shown(node)
     for number, seen in sorted(known.items()):
         wanted = next((item for item in table.partitions if item.number == number), None)
@@ -513,11 +538,29 @@ def tell_kernel(node: str, table: Table, *, separator: bool | None = None) -> No
         if wanted is None or wanted.start != seen.start:
             hide(node, number)
             del known[number]
-        elif not _agrees(table, wanted, seen):
-            _tell(node, "resize", wanted)
-    for item in sorted(table.partitions, key=lambda partition: partition.number):
+    disk = mapped_path(node)
+    if disk:
+        # Maps that have another name are renamed, which is no matter to those who use them.
+        delimiter = _delimiter(disk, known) if separator is None else "p" if separator else ""
+        commands.run(("kpartx", "-u", "-s", "-p", delimiter, disk), timeout=_SECONDS)
+        return
+    by_number = sorted(table.partitions, key=lambda partition: partition.number)
+    for item in by_number:
+        if item.number in known and not _agrees(table, item, known[item.number]):
+            _tell(node, "resize", item)
+    for item in by_number:
         if item.number not in known:
             _tell(node, "add", item)
+
+
+def _delimiter(disk: str, known: Mapping[int, Shown]) -> str:
+    """What stands before the number in names that udev's rules gave partitions of a map; what
+    kpartx(8) takes by itself where there are none."""
+    for number, seen in known.items():
+        name = mapped_path(seen.node)
+        if name.startswith(disk) and name.endswith(str(number)):
+            return name[len(disk) : -len(str(number))]
+    return "p" if disk[-1].isdigit() else ""
 
 
 def hide(node: str, number: int) -> None:
@@ -528,7 +571,7 @@ def hide(node: str, number: int) -> None:
     seen = shown(node).get(number)
     if seen is None:
         return
-    if not is_mapped(node):
+    if not mapped_path(node):
         gone = Partition(number=number, start=0, size=0)
         try:
             _tell(node, "remove", gone)

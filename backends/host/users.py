@@ -21,7 +21,7 @@ import re
 import signal
 import stat as modes
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from backends import errors
@@ -97,18 +97,19 @@ class _Process:
     locks: list[_Lock] = field(default_factory=list)
 
 
-def users_of(fd: int) -> tuple[str, ...]:
+def users_of(fd: int, *, besides: Collection[str] = ()) -> tuple[str, ...]:
     """Who uses what ``fd`` (``O_PATH`` is enough) is open on, each in words with the process.
 
     For a whole disk the users of its partitions count too.
 
+    :param besides: devices such as ``/dev/dm-3`` that may stand on it.
     :return: sentences without an end, such as ``fio (pid 7) has it open for writing``.
     :raises errors.StorageError: the kernel's tables can't be read.
     """
     thing = _thing(fd)
     if _nobody_else(thing):
         return ()
-    found = _known_to_kernel(thing)
+    found = _known_to_kernel(thing, besides)
     return (*found, *_domains(thing, named=bool(found)))
 
 
@@ -120,15 +121,15 @@ def writers_of(fd: int) -> tuple[str, ...]:
     return tuple(item for item in _known_to_kernel(thing) if _READING not in item)
 
 
-def _known_to_kernel(thing: _Thing) -> tuple[str, ...]:
+def _known_to_kernel(thing: _Thing, besides: Collection[str] = ()) -> tuple[str, ...]:
     own = _handles(thing, str(os.getpid()))
     found = list(_processes_in_words(thing, own))
     found += _loop_devices(thing)
     found += _swaps(thing)
     if thing.is_block:
-        found += _stacked(thing)
+        found += _stacked(thing, besides)
         found += _mounted(thing)
-        if not found and own is None:
+        if not found and own is None and not besides:
             found += _held_by_kernel(thing)
     return tuple(dict.fromkeys(found))
 
@@ -446,10 +447,12 @@ def _swaps(thing: _Thing) -> Iterator[str]:
             yield "it is swap space in use"
 
 
-def _stacked(thing: _Thing) -> Iterator[str]:
+def _stacked(thing: _Thing, besides: Collection[str]) -> Iterator[str]:
     for device, name in thing.disks.items():
         base = f"{_SYS}/dev/block/{os.major(device)}:{os.minor(device)}/holders"
         for holder in sorted(_listed(base)):
+            if f"/dev/{holder}" in besides:
+                continue
             mapped = _text(f"{_SYS}/block/{holder}/dm/name").strip()
             shown = f"{mapped} (/dev/{holder})" if mapped else f"/dev/{holder}"
             kind = "device-mapper device" if mapped else "device"

@@ -71,7 +71,9 @@ class Device(Model):
         description="Path of the device, best one under /dev/disk/by-id; for iSCSI the IQN.",
     )
     part_separator: Annotated[bool | None, Xml("@part_separator", Form.YES_NO)] = Field(
-        None, description="Whether partition names have a 'p' before the number."
+        None,
+        description="Whether names of a multipath map's partitions have a 'p' before the number; "
+        "as the host names them if left out.",
     )
     identity: Text | None = Field(
         None,

@@ -253,6 +253,9 @@ class MultipathMaps(contextlib.AbstractContextManager[None]):
         run("udevadm", "settle")
 
     def __exit__(self, *_: object) -> None:
+        for name in run("dmsetup", "ls", "--target", "multipath").splitlines():
+            if "(" in name:
+                run("kpartx", "-d", f"/dev/mapper/{name.split()[0]}")
         run("multipath", "-F")
         for host in self._hosts:
             host.remove()
