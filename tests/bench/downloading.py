@@ -1,8 +1,8 @@
 """A download of a sparse volume against a plain copy of it.
 
-Run from the checkout: ``python -m tests.bench.downloading [DIRECTORY [GIB]]``. It makes a raw file
-of GIB (10) GiB, of which a hundredth is data, and reads it as a download does, holes as holes; the
-plain copy reads every byte.
+Run from the checkout: ``python -m tests.bench.downloading [DIRECTORY [MIB]]``. It makes a raw file
+of MIB (10240) MiB, of which a hundredth is data, and reads it as a download does, holes as holes;
+the plain copy reads every byte.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from backends.images import transferring
 from backends.images.transferring import Hole
 from tests.bench.timing import compare
 
-MIB, GIB = 2**20, 2**30
+MIB = 2**20
 
 
 def make(path: pathlib.Path, size: int) -> None:
@@ -52,18 +52,18 @@ def plain(source: pathlib.Path, target: pathlib.Path) -> None:
         shutil.copyfileobj(one, other, MIB)
 
 
-def main(beneath: str | None = None, gib: int = 10, rounds: int = 2) -> None:
+def main(beneath: str | None = None, mib: int = 10 * 1024, rounds: int = 2) -> None:
     with tempfile.TemporaryDirectory(dir=beneath) as directory:
         source, target = pathlib.Path(directory, "source"), pathlib.Path(directory, "target")
-        make(source, gib * GIB)
+        make(source, mib * MIB)
         compare(
-            f"A volume of {gib} GiB with a hundredth of data",
+            f"A volume of {mib} MiB with a hundredth of data",
             {
                 "poolkeeper, sparse": lambda: download(source, target),
                 "a plain copy": lambda: plain(source, target),
             },
             unit="MiB",
-            amount=gib * 1024,
+            amount=mib,
             before=lambda: target.unlink(missing_ok=True),
             rounds=rounds,
         )

@@ -52,9 +52,7 @@ def seconds(act: Callable[[str], object], paths: list[str]) -> float:
     return best
 
 
-def main() -> None:
-    beneath = sys.argv[1] if len(sys.argv) > 1 else None
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else 10_000
+def main(beneath: str | None = None, count: int = 10_000) -> None:
     with tempfile.TemporaryDirectory(dir=beneath) as directory:
         paths = make(pathlib.Path(directory), count)
         measured = {
@@ -68,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:2], *map(int, sys.argv[2:3]))
