@@ -140,6 +140,7 @@ class NodeReporter:
     """Keeps the node's resource in a thread of its own.
 
     :param boot: the boot of the host.
+    :param data_url: where clients reach the contents of volumes; empty for nowhere.
     """
 
     def __init__(
@@ -149,9 +150,11 @@ class NodeReporter:
         *,
         boot: str,
         heartbeat: float,
+        data_url: str = "",
         facts: Callable[[], HostFacts] = host_facts,
     ) -> None:
         self._record = record
+        self._data_url = data_url
         self._boot = boot
         self._heartbeat = heartbeat
         self._look = facts
@@ -218,6 +221,7 @@ class NodeReporter:
             "boot_id": self._boot,
             "agent_version": release(),
             "heartbeat_time": moment,
+            "data_url": self._data_url or None,
             "serves": facts.serves or None,
             "pool_types": facts.pool_types,
             "tools": facts.tools,

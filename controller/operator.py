@@ -122,6 +122,7 @@ class Operator:
             self._session.context(secrets),
             boot=engine.boot,
             heartbeat=self._nodes.heartbeat,
+            data_url=self._data.url,
         )
         lifecycle = NodeLifecycle(
             server,
@@ -250,6 +251,7 @@ def _data_side() -> options.DataSide:
         os.environ.get("POOLKEEPER_DATA_LISTEN", ""),
         Path(cert) if cert else None,
         Path(key) if key else None,
+        os.environ.get("POOLKEEPER_DATA_URL", ""),
     )
 
 

@@ -72,6 +72,11 @@ class NodeStatus(StatusBase):
     heartbeat_time: Annotated[str | None, Field(max_length=32)] = Field(
         None, description="When the agent last reported."
     )
+    data_url: Annotated[str | None, Field(max_length=1024)] = Field(
+        None,
+        alias="dataURL",
+        description="Where the agent serves the contents of its volumes, for --server.",
+    )
     serves: Text | None = Field(None, description="Pool types that can be served, for people.")
     pool_types: tuple[PoolTypeSupport, ...] = Field(
         (), max_length=64, description="Pool types that the host can serve, and why not others."

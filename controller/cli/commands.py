@@ -543,6 +543,7 @@ def run(
     data_listen: options.DataListen = "",
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
+    data_url: options.DataUrl = "",
     log_level: Annotated[LogLevel, typer.Option("--log-level", help="What is logged.")] = (
         LogLevel.INFO
     ),
@@ -572,7 +573,7 @@ def run(
         pruning=threshold,
         level=log_level.value,
         listen=options.address(listen),
-        data=options.data_side(data_listen, tls_cert, tls_key),
+        data=options.data_side(data_listen, tls_cert, tls_key, data_url),
     )
 
 
@@ -583,6 +584,7 @@ def operator(
     data_listen: options.DataListen = "",
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
+    data_url: options.DataUrl = "",
     heartbeat: Annotated[
         float,
         typer.Option(
@@ -633,7 +635,7 @@ def operator(
     return operating.operate(
         _session(state_dir, node_name),
         listen=options.address(listen),
-        data=options.data_side(data_listen, tls_cert, tls_key),
+        data=options.data_side(data_listen, tls_cert, tls_key, data_url),
         nodes=NodeSettings(heartbeat=heartbeat, silence=silence),
         level=log_level.value,
     )

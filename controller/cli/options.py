@@ -117,21 +117,23 @@ class DataSide:
     """Where contents of volumes are served.
 
     :param listen: host and port; None for nowhere.
+    :param url: the same as clients reach it; empty where that is not known.
     """
 
     listen: tuple[str, int] | None = None
     cert: Path | None = None
     key: Path | None = None
+    url: str = ""
 
 
-def data_side(listen: str, cert: Path | None, key: Path | None) -> DataSide:
+def data_side(listen: str, cert: Path | None, key: Path | None, url: str = "") -> DataSide:
     """Refuse what would send tokens over a network for all to read."""
     where = address(listen)
     if where is not None and cert is None and not is_loopback(where[0]):
         raise typer.BadParameter("--data-listen elsewhere than at this host needs --tls-cert.")
-    if where is None and (cert or key):
-        raise typer.BadParameter("--tls-cert and --tls-key belong to --data-listen.")
-    return DataSide(listen=where, cert=cert, key=key)
+    if where is None and (cert or key or url):
+        raise typer.BadParameter("--tls-cert, --tls-key and --data-url belong to --data-listen.")
+    return DataSide(listen=where, cert=cert, key=key, url=url)
 
 
 def is_loopback(host: str) -> bool:
@@ -212,6 +214,16 @@ TlsKey = Annotated[
         metavar="FILE",
         show_default=False,
         help="Its key; default: in the same file.",
+    ),
+]
+DataUrl = Annotated[
+    str,
+    typer.Option(
+        "--data-url",
+        envvar="POOLKEEPER_DATA_URL",
+        metavar="URL",
+        show_default=False,
+        help="How clients reach --data-listen; the node's status shows it.",
     ),
 ]
 Namespace = Annotated[

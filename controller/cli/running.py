@@ -85,6 +85,7 @@ def run(
                 session.context(),
                 boot=engine.boot,
                 heartbeat=DEFAULT.heartbeat,
+                data_url=data.url,
             )
             agent = Agent(
                 store,

@@ -17,6 +17,7 @@ import yaml
 
 from controller import crds
 from controller.cli.commands import app
+from controller.cli.options import data_side
 from controller.resources import API_VERSION, GROUP, kinds
 from tests.installation import (
     AGENT,
@@ -392,6 +393,34 @@ def test_components_are_added_to_an_overlay(server: Any, tmp_path: Path) -> None
         until(lambda asked=asked: cluster.kubectl(*asked).stdout.strip() == "yes", what)
     asked = ("auth", "can-i", "list", "persistentvolumes", f"--as={AGENT}")
     assert cluster.kubectl(*asked).stdout.strip() == "no"
+
+
+def test_the_data_component_serves_over_tls_from_a_secret(cluster: Any, tmp_path: Path) -> None:
+    shown = cluster.kubectl("kustomize", _with_components(tmp_path, "data"))
+    assert shown.returncode == 0, shown.stderr
+    found = pod(list(yaml.safe_load_all(shown.stdout)))
+    (container,) = found["containers"]
+    given = {item["name"]: item.get("value") for item in container["env"]}
+    side = data_side(
+        given["POOLKEEPER_DATA_LISTEN"],
+        Path(given["POOLKEEPER_TLS_CERT"]),
+        Path(given["POOLKEEPER_TLS_KEY"]),
+        given["POOLKEEPER_DATA_URL"],
+    )
+    assert side.listen is not None
+    port = side.listen[1]
+    assert side.url == f"https://$(NODE_NAME):{port}"
+    names = list(given)  # a variable can name only those before it
+    assert names.index("NODE_NAME") < names.index("POOLKEEPER_DATA_URL")
+    assert {"name": "data", "containerPort": port, "hostPort": port} in container["ports"]
+    mounts = {item["name"]: item for item in container["volumeMounts"]}
+    (volume,) = [item for item in found["volumes"] if "secret" in item]
+    assert volume["secret"]["defaultMode"] == 0o400
+    mount = mounts[volume["name"]]
+    assert (mount["readOnly"], "subPath" in mount) == (True, False)
+    assert {str(side.cert), str(side.key)} == {
+        f"{mount['mountPath']}/{name}" for name in ("tls.crt", "tls.key")
+    }
 
 
 def test_without_the_component_the_agent_may_make_no_persistent_volume(emptied: Any) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,19 @@ class Served:
         self.bindings.append(granted)
         self.site.apply(*granted)
 
+    @property
+    def account(self) -> str:
+        """The token of a service account, as the server of the tests believes it."""
+        return f"sa:default:{self.site.name}"
+
+    def grant_account(self, *verbs: str) -> None:
+        """The same for the service account."""
+        account = {"kind": "ServiceAccount", "name": self.site.name, "namespace": "default"}
+        made, binding = role(f"{self.site.name}-data", "", on_volume(self.name, *verbs))
+        granted = (made, {**binding, "subjects": [account]})
+        self.bindings.append(granted)
+        self.site.apply(*granted)
+
     def ask(self, method: str, token: str, body: bytes | None = None) -> tuple[int, bytes]:
         connection = http.client.HTTPSConnection("localhost", self.port, context=self.context)
         try:
@@ -202,3 +216,60 @@ class TestAccess:
         assert served.status("GET") == 403
         served.path = served.path.replace("other", "none")
         assert served.status("GET") == 403
+
+
+class TestCommandLine:
+    """``poolkeeper volume upload|download --server`` with a service account's token."""
+
+    def command(
+        self, served: Served, tmp_path: Path, command: str, file: Path, *, token: str = ""
+    ) -> tuple[int, str]:
+        secret, kept = token or served.account, tmp_path / "token"
+        kept.write_text(f"{secret}\n")
+        argv = [sys.executable, "-m", "controller.cli.main", "volume", command, served.name]
+        named = ["--server", f"https://localhost:{served.port}", "--token-file", str(kept)]
+        done = subprocess.run(
+            [*argv, str(file), *named, "--ca", str(tmp_path / "data.crt"), "-n", "default",
+             "--state-dir", str(tmp_path / "elsewhere")],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert secret not in done.stdout + done.stderr
+        return done.returncode, done.stderr
+
+    def test_an_account_reads_and_writes_what_its_role_lets_it(
+        self, served: Served, tmp_path: Path
+    ) -> None:
+        sent, got = tmp_path / "sent", tmp_path / "got"
+        sent.write_bytes(os.urandom(MIB))
+        for command, file in (("upload", sent), ("download", got)):
+            code, said = self.command(served, tmp_path, command, file)
+            assert code == 1
+            assert f"needs the verb data-{'write' if file == sent else 'read'}" in said
+        served.grant_account("data-read")
+        until(lambda: self.command(served, tmp_path, "download", got)[0] == 0)
+        assert got.read_bytes() == bytes(MIB)
+        assert self.command(served, tmp_path, "upload", sent)[0] == 1
+        served.grant_account("data-write")
+        until(lambda: self.command(served, tmp_path, "upload", sent)[0] == 0, told=served.site.said)
+        assert (served.site.directory("images") / "disk").read_bytes() == sent.read_bytes()
+        code, said = self.command(served, tmp_path, "download", tmp_path / "again")
+        assert (code, "needs the verb data-read" in said) == (1, True)
+
+    def test_a_token_of_nobody_moves_nothing(self, served: Served, tmp_path: Path) -> None:
+        sent, got = tmp_path / "sent", tmp_path / "got"
+        sent.write_bytes(b"x")
+        for command, file in (("upload", sent), ("download", got)):
+            code, said = self.command(served, tmp_path, command, file, token="of-nobody-at-all")
+            assert code == 1
+            assert "token" in said
+        assert not got.exists()
+
+
+def test_the_node_tells_where_its_contents_are_served(site: Site, certificate: Path) -> None:
+    operator = site.operator(
+        POOLKEEPER_DATA_LISTEN="127.0.0.1:0",
+        POOLKEEPER_TLS_CERT=str(certificate),
+        POOLKEEPER_DATA_URL="https://hv-01:8443",
+    )
+    node = {"kind": "StorageNode", "metadata": {"name": operator.node}}
+    until(lambda: site.read(node)["status"].get("dataURL") == "https://hv-01:8443")
