@@ -11,11 +11,13 @@ what somebody else made since, and only the former is made again.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field
@@ -384,7 +386,24 @@ def _is_of(mount: Mount, device: BlockDevice) -> bool:
     """Whether a mount is of a device. File systems that may span several have no number of it."""
     if mount.device == device.number:
         return True
-    return mount.source.startswith("/dev/") and os.path.realpath(mount.source) == device.node
+    if not mount.source.startswith("/dev/"):
+        return False
+    node = os.path.realpath(mount.source)
+    return node == device.node or (mount.filesystem == "btrfs" and _share(node, device.node))
+
+
+_BTRFS = Path("/sys/fs/btrfs")
+"""A directory for each file system that is mounted, in which ``devices`` has a link for each of
+its devices."""
+
+
+def _share(one: str, other: str) -> bool:
+    """Whether two devices, by the kernel's names, carry one btrfs: a mount names one of them."""
+    for entry in _BTRFS.glob("*/devices"):
+        with contextlib.suppress(OSError):
+            if {os.path.basename(one), os.path.basename(other)} <= set(os.listdir(entry)):
+                return True
+    return False
 
 
 def _warnings(device: BlockDevice) -> tuple[str, ...]:

@@ -126,7 +126,7 @@ class LogicalBackend(LogicalVolumes):
             allocation=group.size - group.free,
             available=group.free,
             volumes={
-                item.name: self.observe_volume(group, item)
+                item.name: self.observe_volume(pool, group, item)
                 for item in visible
                 if not _no_volume(item)
             },

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from backends import blockvolumes, errors, filling, names
+from backends import blockvolumes, errors, filling, luksdevices, names
 from backends.base import (
     Backend,
     BackendContext,
@@ -30,7 +30,7 @@ from backends.base import (
 )
 from backends.host import files, lvm
 from backends.host.lvm import LogicalVolume, VolumeGroup
-from backends.images import holes
+from backends.images import encrypting, holes
 from backends.logicalcommands import (
     SECTOR,
     creation,
@@ -102,7 +102,20 @@ class LogicalVolumes(Backend):
             and (group.name, name) not in self._staged
         )
 
-    def observe_volume(self, group: VolumeGroup, item: LogicalVolume) -> VolumeFacts:
+    def observe_volume(self, pool: Pool, group: VolumeGroup, item: LogicalVolume) -> VolumeFacts:
+        facts = self._observe_device(group, item)
+        if item.name not in pool.encrypted or not item.active:
+            return facts
+        try:
+            return luksdevices.seen(facts, self._payload_offset(group, item))
+        except errors.StorageError as error:
+            return replace(facts, problem=facts.problem or error.message.rstrip("."))
+
+    def _payload_offset(self, group: VolumeGroup, item: LogicalVolume) -> int | None:
+        with self._opened(group, item, write=False, exclusive=False) as fd:
+            return luksdevices.payload_offset(fd)
+
+    def _observe_device(self, group: VolumeGroup, item: LogicalVolume) -> VolumeFacts:
         path = path_of(group, item.name)
         seen = item.origin if item.origin and not item.origin.startswith("[") else None
         origin = path_of(group, seen) if seen else None
@@ -133,7 +146,7 @@ class LogicalVolumes(Backend):
     def space_needed(self, pool: Pool, volume: Volume) -> int:
         if volume.backing_path is not None or is_thin(pool):
             return 0
-        allocation, capacity = volume.spec.allocation, volume.capacity or 0
+        allocation, capacity = volume.spec.allocation, luksdevices.sized(volume).capacity or 0
         return capacity if allocation is None else min(allocation, capacity)
 
     def check_volume(self, pool: Pool, volume: Volume) -> None:
@@ -156,11 +169,7 @@ class LogicalVolumes(Backend):
             raise errors.InvalidSpec(f"Volume {volume.name!r} has no capacity.")
 
     def _check_contents(self, volume: Volume) -> None:
-        if volume.spec.encryption is not None:
-            raise errors.Unsupported(
-                f"This release can't make the encrypted logical volume {volume.name!r}.",
-                hint="Leave encryption out, and encrypt within the machine that uses it.",
-            )
+        luksdevices.check(volume)
         filling.check(replace(volume, format="raw"))
 
     def _check_origin(self, pool: Pool, volume: Volume) -> None:
@@ -175,6 +184,8 @@ class LogicalVolumes(Backend):
     def takes_long(self, verb: Verb, pool: Pool, volume: Volume) -> bool:
         if super().takes_long(verb, pool, volume):
             return True
+        if verb is Verb.CREATE_VOLUME and luksdevices.is_encrypted(volume):
+            return True  # to make a key of a passphrase is meant to take time
         thick = volume.backing_path is None and not is_thin(pool)
         large = (volume.capacity or 0) > QUICKLY_CLEARED
         return thick and large and verb in (Verb.CREATE_VOLUME, Verb.GROW_VOLUME)
@@ -186,12 +197,17 @@ class LogicalVolumes(Backend):
             return ()
         place = f"{pool.source_name}/{volume.name}"
         if verb is Verb.CREATE_VOLUME:
-            made = creation(pool, volume, None)
-            return (made, ("lvrename", pool.source_name, staged_name(volume), volume.name))
+            staged = staged_name(volume)
+            return (
+                creation(pool, luksdevices.sized(volume), None),
+                *luksdevices.command(volume, f"/dev/{pool.source_name}/{staged}"),
+                ("lvrename", pool.source_name, staged, volume.name),
+            )
+        size = size_arguments(luksdevices.sized(volume).capacity or 0)
         if verb is Verb.GROW_VOLUME and volume.capacity is not None:
-            return (("lvextend", *size_arguments(volume.capacity), place),)
+            return (("lvextend", *size, place),)
         if verb is Verb.SHRINK_VOLUME and volume.capacity is not None:
-            return (("lvreduce", "--force", "--yes", *size_arguments(volume.capacity), place),)
+            return (("lvreduce", "--force", "--yes", *size, place),)
         if verb is Verb.DELETE_VOLUME:
             return (("lvremove", "--yes", place),)
         return ()
@@ -222,12 +238,23 @@ class LogicalVolumes(Backend):
         made = self._make_empty(pool, volume, origin, work)
         if not (made.thin or made.thick_snapshot):
             self._clear(group, made, 0, made.size, work)
+        self._encrypt(group, made, volume, work)
         return made
+
+    def _encrypt(self, group: VolumeGroup, item: LogicalVolume, volume: Volume, work: Work) -> None:
+        if luksdevices.is_encrypted(volume):
+            with self._opened(group, item, write=True, exclusive=True) as fd:
+                luksdevices.make(fd, volume, self.context, work)
+
+    def remake_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
+        """Give an encrypted volume that was wiped a header anew."""
+        group = self.group(pool)
+        self._encrypt(group, self._ours(group, volume), volume, work)
 
     def _make_empty(
         self, pool: Pool, volume: Volume, origin: LogicalVolume | None, work: Work
     ) -> LogicalVolume:
-        self.run(creation(pool, volume, origin), work)
+        self.run(creation(pool, luksdevices.sized(volume), origin), work)
         return self.group(pool).volumes[staged_name(volume)]
 
     def _make_thin_clone(
@@ -251,8 +278,12 @@ class LogicalVolumes(Backend):
             sized = replace(volume, capacity=filling.capacity(volume, source))
             made = self._make_empty(pool, sized, None, work)
             group = self.group(pool)
+            self._encrypt(group, made, sized, work)
             path, expected = path_of(group, made.name), is_device_of(group, made)
-            with blockvolumes.opened(path, write=True, expected=expected) as target:
+            encrypted = luksdevices.is_encrypted(volume)
+            with blockvolumes.opened(
+                path, write=True, encrypted=encrypted, expected=expected
+            ) as target:
                 filling.fill(volume, source, target, self.context, work)
         return made
 
@@ -320,7 +351,10 @@ class LogicalVolumes(Backend):
                 f"{path_of(group, item.name)} is a snapshot, which is as large as its origin.",
                 hint="Declare the capacity that it has.",
             )
-        wanted = round_up(round_up(volume.capacity, SECTOR), group.extent)
+        before = 0
+        if luksdevices.is_encrypted(volume):
+            before = self._payload_offset(group, item) or encrypting.HEADER
+        wanted = round_up(round_up(before + volume.capacity, SECTOR), group.extent)
         if wanted < item.capacity:
             self._shrink(group, item, volume, wanted, work)
         elif wanted > item.capacity:
@@ -385,7 +419,10 @@ class LogicalVolumes(Backend):
         group = self.group(pool)
         item = self._ours(group, volume) if write else _present(group, volume)
         path, expected = path_of(group, item.name), is_device_of(group, item)
-        with blockvolumes.opened(path, write=write, expected=expected) as contents:
+        encrypted = luksdevices.is_encrypted(volume)
+        with blockvolumes.opened(
+            path, write=write, encrypted=encrypted, expected=expected
+        ) as contents:
             yield contents
 
     def users(self, pool: Pool, volume: Volume) -> tuple[str, ...]:
@@ -478,6 +515,8 @@ def _thin_source(pool: Pool, group: VolumeGroup, volume: Volume) -> LogicalVolum
         return None
     if clone.pool.source_name != pool.source_name or not is_thin(pool):
         return None
+    if luksdevices.is_encrypted(volume) or luksdevices.is_encrypted(clone.volume):
+        return None  # a passphrase of its own would be that of the source
     found = group.volumes.get(clone.volume.name)
     return found if found is not None and found.thin else None
 

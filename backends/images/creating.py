@@ -383,8 +383,13 @@ def create(
         return
     if os.path.lexists(path):
         raise _standing(path)
+
+    def again() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
     for argv in commands(request, path, secrets.arguments if secrets is not None else ()):
-        _run_patiently(argv, path, run)
+        _run_patiently(argv, run, again)
     with _translated(f"write {path} to the disk"), _opened(path, os.O_RDWR) as fd:
         if is_raw and request.preallocation is None:
             start = probing.probe(fd).payload_offset or 0
@@ -392,16 +397,29 @@ def create(
         os.fsync(fd)
 
 
-def _run_patiently(argv: Sequence[str], path: str, run: Run) -> None:
-    """qemu measures its own speed for LUKS, and gives up where a busy host does not let it."""
+def encrypt_device(request: ImageRequest, path: str, run: Run, secrets: CommandSecrets) -> None:
+    """Write a LUKS header onto a block device, over what stands there.
+
+    :param request: a raw image with encryption; its capacity is that of the contents.
+    :param path: absolute, of the device, which has room for header and contents.
+    """
+    check(request)
+    for argv in tool_commands(request, path, secrets.arguments):
+        _run_patiently(argv, run, lambda: None)
+
+
+def _run_patiently(argv: Sequence[str], run: Run, again: Callable[[], None]) -> None:
+    """qemu measures its own speed for LUKS, and gives up where a busy host does not let it.
+
+    :param again: called before each further try.
+    """
     for _ in range(_MEASURINGS - 1):
         try:
             run_tool(argv, run)
         except errors.CommandFailed as error:
             if _UNMEASURED not in error.message:
                 raise
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            again()
         else:
             return
     run_tool(argv, run)

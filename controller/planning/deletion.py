@@ -30,7 +30,7 @@ def plan_pool_deletion(
     if policy is PoolDeletion.RETAIN or pool.spec.adoption is Adoption.OBSERVE:
         return draft.finish()
     if facts.presence is Presence.UNREACHABLE:
-        _plan_unreachable(draft, facts)
+        _plan_unreachable(draft, facts, history)
         return draft.finish()
     draft.refusals.extend(other_devices(pool, facts, history))
     if facts.presence is Presence.ABSENT and facts.leftovers and policy is PoolDeletion.DELETE:
@@ -67,12 +67,13 @@ def plan_pool_deletion(
     return draft.finish()
 
 
-def _plan_unreachable(draft: Draft, facts: PoolFacts) -> None:
+def _plan_unreachable(draft: Draft, facts: PoolFacts, history: PoolHistory) -> None:
     """What was found and not made is only stopped, for which nothing of it has to be read."""
     pool, policy = draft.pool, draft.pool.spec.deletion_policy
-    if facts.active and pool.type.found_only:
-        told = f"deletionPolicy is {policy}, and it can't be read: {facts.detail}."
-        draft.act(Verb.STOP_POOL, told)
+    if pool.type.found_only:
+        if facts.active or (facts.active is None and history.up):
+            told = f"deletionPolicy is {policy}, and it can't be read: {facts.detail}."
+            draft.act(Verb.STOP_POOL, told)
         return
     draft.refusals.append(
         errors.Inaccessible(

@@ -43,6 +43,7 @@ class PoolUnderTest(ABC):
     :cvar runs_commands: whether a pool or volume is made or deleted by host commands.
     :cvar commands_to_plan: the most that a plan for a pool runs that is not there.
     :cvar has_stand_in: whether another backing can take the place of one that is hidden.
+    :cvar held_while_lost: whether the kernel does not let go of a backing that does not answer.
     """
 
     type: ClassVar[PoolType]
@@ -61,6 +62,7 @@ class PoolUnderTest(ABC):
     runs_commands: ClassVar[bool] = True
     commands_to_plan: ClassVar[int] = 0
     has_stand_in: ClassVar[bool] = True
+    held_while_lost: ClassVar[bool] = False
 
     def __init__(self, root: Path, spares: Spares) -> None:
         """Prepare the place.
@@ -114,6 +116,13 @@ class PoolUnderTest(ABC):
 
     @abstractmethod
     def bring_back(self) -> None: ...
+
+    def vanish(self) -> None:
+        """Take the backing away while volumes on it are in use; ``return_`` brings it back."""
+        self.hide()
+
+    def return_(self) -> None:
+        self.bring_back()
 
     @abstractmethod
     def exists(self) -> bool:

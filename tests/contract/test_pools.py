@@ -359,6 +359,26 @@ def test_a_backing_that_has_gone_is_neither_made_anew_nor_taken_for_deleted(keep
     assert place.names() == ([] if deletes else [place.given])
 
 
+@pytest.mark.operation("unreachable")
+def test_what_vanishes_in_use_is_told_and_comes_back(keeper, place):
+    start(keeper, place, disk(place))
+    keeper.assert_ready(POOL, DISK)
+    (name,) = place.names()
+    before = place.evidence(name)
+    with open(keeper.get(DISK).status.path, "rb") as used:
+        place.vanish()
+        keeper.settle()
+        assert keeper.get(POOL).status.state in ("Degraded", "Inaccessible")
+        assert keeper.truth(POOL, "Ready") == "False"
+        keeper.assert_retrying(DISK, "PoolNotReady")
+        place.return_()
+        keeper.settle()
+        assert keeper.get(POOL).status.state == "Running", keeper.told()
+        keeper.assert_ready(POOL, DISK)
+        used.read(1)
+    assert place.evidence(name) == before
+
+
 def test_an_empty_stand_in_for_a_lost_backing_is_not_taken_for_it(keeper, place):
     needs(place, Operation.BUILD)
     if not place.has_stand_in:
@@ -397,6 +417,23 @@ def test_a_lost_pool_can_be_let_go_while_it_is_lost(keeper, place):
     keeper.settle()
     assert keeper.gone(POOL), keeper.told()
     assert keeper.gone(DISK)
+
+
+@pytest.mark.operation("undefine")
+def test_a_lost_pool_that_was_found_can_be_undefined(keeper, place):
+    if Operation.BUILD in place.type.operations:
+        pytest.skip(f"what a pool of type {place.type.name} stands on is made")
+    start(keeper, place, disk(place), deletionPolicy="Undefine")
+    before = place.evidence()
+    place.hide()
+    keeper.settle()
+    keeper.delete(POOL)
+    keeper.settle()
+    assert keeper.gone(POOL) is not place.held_while_lost, keeper.told()
+    place.bring_back()
+    keeper.settle()
+    assert keeper.gone(POOL), keeper.told()
+    assert place.evidence() == before
 
 
 @pytest.mark.operation("lost store")

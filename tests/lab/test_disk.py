@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from backends import errors, filling
+from controller.codecs import libvirtxml
 from tests import killing
 from tests.keeper import Keeper, make_image, pool, pool_key, volume, volume_key
 from tests.lab.spare import IN_GUEST, MIB, Spares, found_on, run
@@ -322,6 +323,13 @@ def test_free_extents_are_told(keeper: Keeper, device: Spares) -> None:
     start(keeper, disk_pool(made), part("one"), part("two"))
     (free,) = keeper.get(DISK).status.free_extents
     assert (free.start, free.end) == (9 * MIB, 63 * MIB)
+    shown = libvirtxml.format(libvirtxml.document(keeper.get(DISK)))
+    assert f"<freeExtent start='{9 * MIB}' end='{63 * MIB}'/>" in shown
+    volume_shown = libvirtxml.format(
+        libvirtxml.document(keeper.get(volume_key("one")), pool_type="disk")
+    )
+    assert f"<device path='{made}'>" in volume_shown
+    assert f"<extent start='{MIB}' end='{5 * MIB}'/>" in volume_shown
     keeper.delete(volume_key("one"))
     keeper.settle()
     ends = sorted(item["start"] * 512 for item in entries(made).values())
@@ -358,17 +366,19 @@ def test_a_scsi_disk_that_is_unplugged_and_comes_back(keeper: Keeper, scsi_disk:
     assert paths(keeper, "one")["one"] == f"{node}1"
     device = Path("/sys/block", node.name, "device").resolve()
     host = next(item for item in device.parts if item.startswith("host"))
-    (device / "delete").write_text("1")
-    run("udevadm", "settle")
-    keeper.settle()
-    keeper.assert_retrying(DISK, "Inaccessible")
-    assert keeper.get(DISK).status.state == "Inaccessible"
-    keeper.assert_retrying(volume_key("one"), "PoolNotReady")
-    Path("/sys/class/scsi_host", host, "scan").write_text("- - -")
-    wait_until(scsi_disk.exists)
-    run("udevadm", "settle")
-    keeper.settle()
-    keeper.assert_ready(DISK, volume_key("one"))
+    with open(f"{node}1", "rb"):  # by somebody who uses it, and keeps its name from others
+        (device / "delete").write_text("1")
+        run("udevadm", "settle")
+        keeper.settle()
+        keeper.assert_retrying(DISK, "Inaccessible")
+        assert keeper.get(DISK).status.state == "Inaccessible"
+        keeper.assert_retrying(volume_key("one"), "PoolNotReady")
+        Path("/sys/class/scsi_host", host, "scan").write_text("- - -")
+        wait_until(scsi_disk.exists)
+        run("udevadm", "settle")
+        keeper.settle()
+        keeper.assert_ready(DISK, volume_key("one"))
+        assert paths(keeper, "one")["one"] == f"{scsi_disk.resolve()}1"
 
 
 def test_two_pools_on_one_disk_by_other_names_conflict(

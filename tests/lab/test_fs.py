@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.keeper import Keeper, pool, pool_key, volume, volume_key
+from tests.lab import isoimage
 from tests.lab.cable import Cable
 from tests.lab.spare import MIB, run
 from tests.lab.targets import wait_until
@@ -116,6 +117,87 @@ def test_a_partition_is_made_into_a_pool_and_its_disk_is_not(keeper, target, dev
     assert "gpt partition table with partition 1" in keeper.assert_stalled(POOL, "OverwriteRefused")
     apply(keeper, declaration(target, f"{disk}p1"))
     keeper.assert_ready(POOL)
+
+
+def test_a_file_system_that_can_only_be_read_is_taken_over_as_it_is(keeper, target, device):
+    made = device(16 * MIB)
+    isoimage.write(made, "DISK.RAW", b"x" * 4096)
+    before = Path(made).read_bytes()
+    disk = volume("disk", "images", volume_name="disk.raw", capacity="4Ki", adoption="Observe")
+    apply(keeper, declaration(target, made, "iso9660"), disk)
+    keeper.assert_ready(POOL)
+    assert keeper.get(POOL).status.state == "Running"
+    assert keeper.get(DISK).status.capacity == 4096
+    assert run("findmnt", "--noheadings", "--output", "FSTYPE", target).strip() == "iso9660"
+    apply(keeper, volume("second", "images", capacity="4Ki", allocation="0"))
+    assert "Read-only" in keeper.message(volume_key("second"))
+    assert keeper.planned()[str(volume_key("second"))] == ["CreateVolume"]
+    apply(keeper, declaration(target, made, "iso9660", state="Inactive"))
+    assert not os.path.ismount(target)
+    assert Path(made).read_bytes() == before
+
+
+def test_a_pool_that_is_declared_to_be_read_only_is_mounted_so(keeper, target, device):
+    made = device(64 * MIB)
+    apply(keeper, declaration(target, made), volume("disk", "images", capacity="4Mi"))
+    apply(keeper, declaration(target, made, state="Inactive"))
+    document = declaration(target, made)
+    document["spec"]["fs"]["mountOptions"] = ["ro", "noatime"]
+    apply(keeper, document)
+    keeper.assert_ready(POOL, DISK)
+    assert keeper.get(POOL).status.state == "Running"
+    shown = run("findmnt", "--noheadings", "--output", "OPTIONS", target).strip().split(",")
+    assert {"ro", "noatime", "nodev", "nosuid", "noexec"} <= set(shown)
+    apply(keeper, volume("second", "images", capacity="4Mi"))
+    assert "Read-only" in keeper.message(volume_key("second"))
+
+
+@pytest.mark.parametrize("declared", [0, 1])
+def test_a_btrfs_on_two_devices_is_a_pool_by_either(keeper, target, device, declared):
+    made = [device(160 * MIB), device(160 * MIB)]
+    run("mkfs.btrfs", "-q", *made)
+    run("udevadm", "settle")
+    disk = volume("disk", "images", capacity="4Mi")
+    apply(keeper, declaration(target, made[declared], "auto"), disk)
+    keeper.assert_ready(POOL, DISK)
+    assert keeper.planned() == {}
+    other = pool("other", type="fs", target={"path": f"{target}-other"},
+                 fs={"device": {"path": str(made[1 - declared])}, "format": "ext4"},
+                 build={"policy": "Overwrite", "confirm": "other"})  # fmt: skip
+    apply(keeper, other)
+    assert keeper.truth(pool_key("other"), "Ready") == "False"
+    assert (target / "disk").is_file()
+    apply(keeper, declaration(target, made[declared], "auto", state="Inactive"))
+    keeper.assert_ready(POOL)
+    assert not os.path.ismount(target)
+
+
+def test_a_device_that_luks_opened_is_a_pool_and_is_missing_while_it_is_closed(
+    keeper, target, device, tmp_path
+):
+    made, key = device(64 * MIB), tmp_path / "key"
+    key.write_bytes(b"a key of the host's")
+    cheap = ("--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000")
+    run("cryptsetup", "-q", "luksFormat", *cheap, "--key-file", key, made)
+    opened = Path("/dev/mapper/images-opened")
+    run("cryptsetup", "open", "--key-file", key, made, opened.name)
+    try:
+        apply(keeper, declaration(target, made))
+        assert "LUKS" in keeper.assert_stalled(POOL, "OverwriteRefused")
+        apply(keeper, declaration(target, opened), volume("disk", "images", capacity="4Mi"))
+        keeper.assert_ready(POOL, DISK)
+        apply(keeper, declaration(target, opened, state="Inactive"))
+        run("cryptsetup", "close", opened.name)
+        apply(keeper, declaration(target, opened))
+        assert str(opened) in keeper.assert_retrying(POOL, "Inaccessible")
+        run("cryptsetup", "open", "--key-file", key, made, opened.name)
+        keeper.settle()
+        keeper.assert_ready(POOL, DISK)
+        apply(keeper, declaration(target, opened, state="Inactive"))
+    finally:
+        if os.path.ismount(target):
+            run("umount", target)
+        run("cryptsetup", "close", opened.name)
 
 
 def test_a_pulled_disk_is_inaccessible_and_comes_back(keeper, target, device):

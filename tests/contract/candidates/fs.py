@@ -99,6 +99,12 @@ class Candidate(Dir):
         self._hidden.rename(self._image)
         self._attach()
 
+    def vanish(self) -> None:
+        self._link.unlink()
+
+    def return_(self) -> None:
+        self._link.symlink_to(self._loop)
+
     def exists(self) -> bool:
         return bool(self._loop) and bool(command("wipefs", "--noheadings", self._loop))
 

@@ -28,6 +28,7 @@ def hanging() -> list[str]:
 
 class Candidate(Dir):
     type = pool_type("netfs")
+    held_while_lost = True
     lab = True
 
     def __init__(self, root: Path, spares: Spares) -> None:
