@@ -20,7 +20,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from backends import blockvolumes, diskspace, errors, filling, madefor, names
+from backends import blockvolumes, diskspace, errors, filling, luksdevices, madefor, names
 from backends.base import (
     Backend,
     BackendContext,
@@ -43,6 +43,7 @@ from backends.host.devices import BlockDevice, DeviceExtent
 from backends.host.marks import Mark, Origin
 from backends.host.needs import Needs
 from backends.host.partitions import Extent, Partition, Table
+from backends.images import encrypting
 from backends.schema import Model, Xml
 from backends.spec import Device, PartitionFormat
 
@@ -131,10 +132,13 @@ class DiskBackend(Backend):
         found = {}
         for name, item in self._named(pool, disk, table).items():
             node = known[item.number].node if item.number in known else ""
+            facts = _facts(pool, table, item, name, node)
+            if name in pool.encrypted and node:
+                facts = _decrypted(facts, disk, item, node)
             mark, owner = self._mark(disk, table, item), pool.owners.get(name)
             if mark is None and owner is not None and madefor.is_for(item.uuid, owner):
                 mark = Mark(uid=item.uuid, resource=owner, origin="Created", name=name)
-            found[name] = replace(_facts(pool, table, item, name, node), mark=mark)
+            found[name] = replace(facts, mark=mark)
         return found
 
     def _named(self, pool: Pool, disk: BlockDevice, table: Table) -> dict[str, Partition]:
@@ -200,7 +204,11 @@ class DiskBackend(Backend):
         return diskspace.ROUNDING
 
     def space_needed(self, pool: Pool, volume: Volume) -> int:
-        return diskspace.rounded(volume.capacity or 0)
+        return diskspace.rounded(luksdevices.sized(volume).capacity or 0)
+
+    def takes_long(self, verb: Verb, pool: Pool, volume: Volume) -> bool:
+        encrypts = verb is Verb.CREATE_VOLUME and luksdevices.is_encrypted(volume)
+        return encrypts or super().takes_long(verb, pool, volume)
 
     def volume_path(self, pool: Pool, name: str) -> str:
         """Where the partition was seen last; one that never was has no path yet."""
@@ -212,11 +220,10 @@ class DiskBackend(Backend):
         if _source(pool).format == "unknown":
             with contextlib.suppress(errors.StorageError):
                 label = _find(pool)[1].label
-        if volume.spec.encryption is not None or volume.backing_path is not None:
+        if volume.backing_path is not None:
             raise errors.Unsupported(
-                f"Volume {volume.name!r} is to be a partition, which is neither encrypted nor "
-                "stands on another image.",
-                hint="Leave encryption and backingStore out.",
+                f"Volume {volume.name!r} is to be a partition, which stands on no other image.",
+                hint="Leave backingStore out.",
             )
         if volume.format == "extended" and label != "dos":
             raise errors.Unsupported(
@@ -227,16 +234,16 @@ class DiskBackend(Backend):
             _check_gpt_name(volume.name)
 
     def _check_contents(self, volume: Volume) -> None:
-        if not filling.has_source(volume):
-            if not volume.capacity:
-                raise errors.InvalidSpec(
-                    f"The partition {volume.name!r} needs a capacity.", hint="Give one."
-                )
-            return
-        if volume.format == "extended":
+        luksdevices.check(volume)
+        if not filling.has_source(volume) and not volume.capacity:
+            raise errors.InvalidSpec(
+                f"The partition {volume.name!r} needs a capacity.", hint="Give one."
+            )
+        if volume.format == "extended" and _has_contents(volume):
             raise errors.Unsupported(
-                f"{volume.name!r} is to be an extended partition, which can't be filled.",
-                hint="Leave source or format out.",
+                f"{volume.name!r} is to be an extended partition, whose contents are other "
+                "partitions.",
+                hint="Leave source and encryption out, or format.",
             )
         filling.check(replace(volume, format="raw"))
 
@@ -248,7 +255,8 @@ class DiskBackend(Backend):
             return partitions.table_commands(path, _label(pool))
         if verb is Verb.CREATE_VOLUME:
             by_sfdisk = _label(pool) in partitions.TYPES
-            return (("sfdisk", "--append", path) if by_sfdisk else ("parted", path, "mkpart"),)
+            added = ("sfdisk", "--append", path) if by_sfdisk else ("parted", path, "mkpart")
+            return (added, *(luksdevices.command(volume, path) if volume is not None else ()))
         if verb is Verb.SHRINK_VOLUME and volume is not None:
             raise errors.Unsupported(
                 f"The partition {volume.name!r} can't be made smaller.",
@@ -336,8 +344,8 @@ class DiskBackend(Backend):
 
     def create_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
         self.check_volume(pool, volume)
-        if filling.has_source(volume):
-            size = self._make_filled(pool, volume, work)
+        if _has_contents(volume):
+            size = self._make_with_contents(pool, volume, work)
         else:
             size = self._add(pool, volume, volume.name)[1].size
         self.set_volume_permissions(pool, volume)
@@ -367,20 +375,39 @@ class DiskBackend(Backend):
             self._show(pool, disk, changed)
             return disk, made
 
-    def _make_filled(self, pool: Pool, volume: Volume, work: Work) -> int:
-        """Make a partition with the contents of its source; its bytes."""
+    def _make_with_contents(self, pool: Pool, volume: Volume, work: Work) -> int:
+        """Make a partition that is encrypted, or has the contents of its source; its bytes."""
+        if not filling.has_source(volume):
+            return self._make_staged(pool, volume, None, work)
         with (
             filling.Scratch() as scratch,
             filling.opened_source(volume, self.context, work, scratch) as source,
         ):
             sized = replace(volume, capacity=filling.capacity(volume, source))
-            with self._staged_partition(pool, sized) as (disk, item):
-                expected = partitions.is_node_of(disk.node, item)
-                with blockvolumes.opened(_node(disk, item), write=True, expected=expected) as made:
+            return self._make_staged(pool, sized, source, work)
+
+    def _make_staged(
+        self, pool: Pool, volume: Volume, source: OpenVolume | None, work: Work
+    ) -> int:
+        with self._staged_partition(pool, luksdevices.sized(volume)) as (disk, item):
+            node, expected = _node(disk, item), partitions.is_node_of(disk.node, item)
+            encrypted = luksdevices.is_encrypted(volume)
+            if encrypted:
+                with blockvolumes.opened(node, write=True, expected=expected) as made:
+                    luksdevices.make(made, volume, self.context, work)
+            if source is not None:
+                with blockvolumes.opened(
+                    node, write=True, encrypted=encrypted, expected=expected
+                ) as made:
                     filling.fill(volume, source, made, self.context, work)
-                work.check()
-                self._give_name(pool, volume, item)
+            work.check()
+            self._give_name(pool, volume, item)
         return item.size
+
+    def remake_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
+        """Give an encrypted partition that was wiped a header anew."""
+        with self.open_volume(pool, volume.bare, write=True) as opened:
+            luksdevices.make(opened, volume, self.context, work)
 
     @contextlib.contextmanager
     def _staged_partition(
@@ -449,7 +476,10 @@ class DiskBackend(Backend):
         """Grow a partition into the free space that directly follows it."""
         with self._changing(pool) as (disk, table):
             item = self._ours(pool, disk, table, volume)
-            size = diskspace.rounded(volume.capacity or 0)
+            before = 0
+            if luksdevices.is_encrypted(volume):
+                before = _payload_offset(disk, item, _node(disk, item)) or encrypting.HEADER
+            size = diskspace.rounded(before + (volume.capacity or 0))
             if size <= item.size:
                 return
             diskspace.require(disk.path, table, item, size)
@@ -482,7 +512,10 @@ class DiskBackend(Backend):
                 f"{volume.name!r} is an extended partition, whose contents are other partitions."
             )
         expected = partitions.is_node_of(disk.node, item)
-        with blockvolumes.opened(_node(disk, item), write=write, expected=expected) as contents:
+        encrypted = luksdevices.is_encrypted(volume)
+        with blockvolumes.opened(
+            _node(disk, item), write=write, encrypted=encrypted, expected=expected
+        ) as contents:
             yield contents
 
     def users(self, pool: Pool, volume: Volume) -> tuple[str, ...]:
@@ -583,6 +616,25 @@ def _facts(pool: Pool, table: Table, item: Partition, name: str, node: str) -> V
         extents=(DeviceExtent(device=_source(pool).device.path, start=item.start, end=item.end),),
         granularity=diskspace.step(table),
     )
+
+
+def _decrypted(facts: VolumeFacts, disk: BlockDevice, item: Partition, node: str) -> VolumeFacts:
+    """The facts of a partition that is declared to be encrypted."""
+    try:
+        return luksdevices.seen(facts, _payload_offset(disk, item, node))
+    except errors.StorageError as error:
+        return replace(facts, problem=error.message.rstrip("."))
+
+
+def _payload_offset(disk: BlockDevice, item: Partition, node: str) -> int | None:
+    expected = partitions.is_node_of(disk.node, item)
+    with blockvolumes.opened(node, expected=expected) as opened:
+        return luksdevices.payload_offset(opened)
+
+
+def _has_contents(volume: Volume) -> bool:
+    """Whether something is to be written to a partition before it is complete."""
+    return filling.has_source(volume) or luksdevices.is_encrypted(volume)
 
 
 def _same_format(declared: str, observed: str) -> bool:

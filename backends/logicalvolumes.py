@@ -112,8 +112,9 @@ class LogicalVolumes(Backend):
             return replace(facts, problem=facts.problem or error.message.rstrip("."))
 
     def _payload_offset(self, group: VolumeGroup, item: LogicalVolume) -> int | None:
-        with self._opened(group, item, write=False, exclusive=False) as fd:
-            return luksdevices.payload_offset(fd)
+        path, expected = path_of(group, item.name), is_device_of(group, item)
+        with blockvolumes.opened(path, expected=expected) as device:
+            return luksdevices.payload_offset(device)
 
     def _observe_device(self, group: VolumeGroup, item: LogicalVolume) -> VolumeFacts:
         path = path_of(group, item.name)
@@ -243,8 +244,9 @@ class LogicalVolumes(Backend):
 
     def _encrypt(self, group: VolumeGroup, item: LogicalVolume, volume: Volume, work: Work) -> None:
         if luksdevices.is_encrypted(volume):
-            with self._opened(group, item, write=True, exclusive=True) as fd:
-                luksdevices.make(fd, volume, self.context, work)
+            path, expected = path_of(group, item.name), is_device_of(group, item)
+            with blockvolumes.opened(path, write=True, expected=expected) as device:
+                luksdevices.make(device, volume, self.context, work)
 
     def remake_volume(self, pool: Pool, volume: Volume, work: Work) -> None:
         """Give an encrypted volume that was wiped a header anew."""

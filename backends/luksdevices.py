@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from backends import errors, filling
-from backends.base import BackendContext, Volume, VolumeFacts, Work
+from backends.base import BackendContext, OpenVolume, Volume, VolumeFacts, Work
 from backends.host import commands
 from backends.images import creating, encrypting, probing
 from backends.images.creating import ImageRequest
@@ -55,15 +55,13 @@ def _request(volume: Volume) -> ImageRequest:
     )
 
 
-def make(fd: int, volume: Volume, context: BackendContext, work: Work) -> None:
+def make(device: OpenVolume, volume: Volume, context: BackendContext, work: Work) -> None:
     """Write a new header onto a device; what it had as contents reads as noise after that.
 
-    :param fd: of the device, open for writing.
+    :param device: opened for writing, as mere bytes.
     :param volume: whose capacity is that of the contents.
     :raises errors.SecretUnavailable: there is no passphrase to be had.
     """
-    if not is_encrypted(volume):
-        return
     secret = filling.passphrase(volume, context)
     with encrypting.secrets_for_commands(**{encrypting.SECRET_ID: secret}) as secrets:
 
@@ -71,18 +69,27 @@ def make(fd: int, volume: Volume, context: BackendContext, work: Work) -> None:
             commands.run(
                 argv,
                 timeout=context.command_timeout,
-                pass_fds=(fd, *secrets.pass_fds),
+                pass_fds=(*device.pass_fds, *secrets.pass_fds),
                 cancel=work.cancel,
             )
 
-        creating.encrypt_device(_request(volume), f"/proc/self/fd/{fd}", run, secrets)
+        creating.encrypt_device(_request(volume), device.path, run, secrets)
     with errors.translated(f"write the encryption of {volume.name!r}"):
-        os.fsync(fd)
+        os.fsync(_descriptor(device))
 
 
-def payload_offset(fd: int) -> int | None:
-    """Where the contents begin behind a LUKS header; None where there is no such header."""
-    return probing.probe(fd).payload_offset
+def payload_offset(device: OpenVolume) -> int | None:
+    """Where the contents begin behind a LUKS header; None where there is no such header.
+
+    :param device: opened as mere bytes.
+    """
+    return probing.probe(_descriptor(device)).payload_offset
+
+
+def _descriptor(device: OpenVolume) -> int:
+    if device.fd is None:
+        raise AssertionError("a device has a descriptor")
+    return device.fd
 
 
 def seen(facts: VolumeFacts, offset: int | None) -> VolumeFacts:

@@ -25,16 +25,22 @@ EFFECTS = frozenset(
 LOOKING = ("fullreport", "--no-act", "settle", "--raw", "--json")
 """Words in the arguments of host commands that change nothing."""
 
+MARKS_KEPT = frozenset({"os.rename", "os.remove"})
+"""How a mark in the state directory is written, and how it is removed."""
+
 STORE_WRITES = (
     "begin_step", "end_step", "write_status", "add_finalizer", "remove_finalizer", "record_event",
     "request_deletion",
 )  # fmt: skip
 
 
-def kill_before(number: int, *, commands_only: bool = False) -> None:
+def kill_before(
+    number: int, *, commands_only: bool = False, beside: frozenset[str] = frozenset()
+) -> None:
     """Have this process killed right before its effect of that number; 1 is the next one.
 
     :param commands_only: whether only host commands count that change something.
+    :param beside: audit events that count beside these.
     """
     lock = threading.Lock()
     count = 0
@@ -47,7 +53,8 @@ def kill_before(number: int, *, commands_only: bool = False) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def hook_commands(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "subprocess.Popen" and not set(LOOKING) & set(map(str, arguments[1])):
+        changes = event == "subprocess.Popen" and not set(LOOKING) & set(map(str, arguments[1]))
+        if changes or event in beside:
             effect()
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -99,6 +106,7 @@ def at_every_step(
     undone: Callable[[Keeper], None] = lambda keeper: None,
     killed: Callable[[], None] = lambda: None,
     commands_only: bool = False,
+    beside: frozenset[str] = frozenset(),
 ) -> int:
     """Kill the work before each of its effects in turn, each time from the beginning.
 
@@ -110,11 +118,14 @@ def at_every_step(
     :param undone: brings the host back to where the work began.
     :param killed: asserts what holds right after a kill.
     :param commands_only: whether only host commands count as effects, where each takes long.
+    :param beside: audit events that count beside these.
     :return: how many kills there were before the work came through.
     """
     for number in range(1, 1000):
         _with_keeper(state, prepared)
-        signalled = ended_by(lambda: _killed_work(state, work, number, commands_only))  # noqa: B023
+        signalled = ended_by(
+            lambda: _killed_work(state, work, number, commands_only, beside)  # noqa: B023
+        )
         if signalled:
             assert signalled == signal.SIGKILL
             killed()
@@ -141,8 +152,12 @@ def _with_keeper(state: Path, work: Callable[[Keeper], None]) -> None:
 
 
 def _killed_work(
-    state: Path, work: Callable[[Keeper], None], number: int, commands_only: bool
+    state: Path,
+    work: Callable[[Keeper], None],
+    number: int,
+    commands_only: bool,
+    beside: frozenset[str],
 ) -> None:
     keeper = Keeper(state)
-    kill_before(number, commands_only=commands_only)
+    kill_before(number, commands_only=commands_only, beside=beside)
     work(keeper)

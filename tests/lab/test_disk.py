@@ -15,8 +15,19 @@ import pytest
 
 from backends import errors, filling
 from controller.codecs import libvirtxml
+from controller.secrets import FileSecrets
 from tests import killing
-from tests.keeper import Keeper, make_image, pool, pool_key, volume, volume_key
+from tests.keeper import (
+    Keeper,
+    make_image,
+    operation,
+    operation_key,
+    pool,
+    pool_key,
+    volume,
+    volume_key,
+)
+from tests.lab.luks import LUKS, MOST_OF_A_HEADER, decrypted, make_key
 from tests.lab.spare import IN_GUEST, MIB, Spares, found_on, run
 from tests.lab.targets import Disk, LoopHost, wait_until
 from tests.lab.traps import Trap
@@ -550,5 +561,81 @@ def test_a_kill_while_filling_leaves_no_partition_of_the_name(
         undone=undone,
         killed=killed,
         commands_only=True,
+        beside=killing.MARKS_KEPT,
     )
-    assert kills == (2 if label == "gpt" else 1)
+    assert kills == (4 if label == "gpt" else 3)
+
+
+@pytest.mark.parametrize("label", ["gpt", "dos"])
+def test_growing_survives_a_kill_between_any_two_steps(
+    device: Spares, tmp_path: Path, label: str
+) -> None:
+    made = device(64 * MIB)
+
+    def finished(keeper: Keeper) -> None:
+        keeper.assert_ready(DISK, volume_key("base"))
+        assert contents(keeper, "base") == filled(12 * MIB)
+        assert keeper.get(volume_key("base")).status.origin == "Created"
+        assert keeper.planned() == {}
+
+    def undone(keeper: Keeper) -> None:
+        keeper.delete(volume_key("base"))
+        keeper.settle()
+        assert entries(made) == {}
+
+    kills = killing.at_every_step(
+        tmp_path / "state",
+        lambda keeper: start(keeper, part("base", "12Mi")),
+        prepared=lambda keeper: fill_base(keeper, disk_pool(made, label), part("base")),
+        finished=finished,
+        undone=undone,
+        commands_only=True,
+        beside=killing.MARKS_KEPT,
+    )
+    assert kills == (2 if label == "gpt" else 3)
+
+
+def test_an_encrypted_partition_is_made_grown_wiped_and_cloned(
+    device: Spares, tmp_path: Path
+) -> None:
+    key = make_key(tmp_path / "secrets")
+    keeper = Keeper(tmp_path / "state", secrets=FileSecrets(key.parent))
+    made = device(128 * MIB)
+    start(keeper, disk_pool(made), part("base", encryption=LUKS))
+    keeper.assert_ready(DISK, volume_key("base"))
+    status = keeper.get(volume_key("base")).status
+    assert (status.encryption, status.capacity >> 20) in {("luks", 4), ("luks", 5)}
+    assert status.capacity < 4 * MIB + MOST_OF_A_HEADER
+    node = Path(status.path)
+    assert decrypted(key, node, "write -P 7 1M 64k")
+    assert keeper.planned() == {}
+
+    start(keeper, part("base", "16Mi", encryption=LUKS))
+    keeper.assert_ready(volume_key("base"))
+    end = keeper.get(volume_key("base")).status.capacity
+    assert 16 * MIB <= end < 16 * MIB + MOST_OF_A_HEADER
+    assert decrypted(
+        key, node, "read -P 7 1M 64k", "write -P 0 0 1M", f"write -P 0 2M {end - 2 * MIB}"
+    )
+
+    start(
+        keeper,
+        part("copy", "24Mi", source=CLONE),
+        part("again", "20Mi", encryption=LUKS, source=CLONE),
+    )
+    keeper.assert_ready(DISK, COPY, volume_key("again"))
+    assert keeper.get(COPY).status.encryption is None
+    assert contents(keeper)[MIB : MIB + 65536] == b"\7" * 65536
+    also = Path(paths(keeper, "again")["again"])
+    assert decrypted(key, also, "read -P 0 0 1M", "read -P 7 1M 64k", "read -P 0 17M 1M")
+    assert keeper.planned() == {}
+
+    keeper.apply(operation("wiping", "base", "Wipe"))
+    keeper.settle()
+    assert keeper.get(operation_key("wiping")).status.phase == "Succeeded"
+    keeper.assert_ready(volume_key("base"))
+    assert not decrypted(key, node, "read -P 7 1M 64k")
+    keeper.delete(volume_key("base"), COPY, volume_key("again"))
+    keeper.settle()
+    assert entries(made) == {}
+    keeper.store.close()

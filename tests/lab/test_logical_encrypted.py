@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,17 @@ from controller import contents, retrying
 from controller.admitting import Target
 from controller.secrets import FileSecrets
 from tests.keeper import Keeper, pool, pool_key, volume, volume_key
+from tests.lab.luks import LUKS, MOST_OF_A_HEADER, decrypted, make_key
 from tests.lab.spare import MIB, Spares, run
 
 GROUP = "vg-encrypted"
 POOL, DISK, COPY = pool_key("fast"), volume_key("disk"), volume_key("copy")
-LUKS = {"format": "luks", "secretRef": {"name": "key"}}
 CLONE = {"clone": {"volumeRef": {"name": "disk"}}}
-MOST_OF_A_HEADER = 2 * MIB
 
 
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
-    directory = tmp_path / "secrets"
-    directory.mkdir(mode=0o700)
-    made = directory / "key"
-    made.touch(mode=0o600)
-    made.write_text("the passphrase of a volume")
-    return made
+    return make_key(tmp_path / "secrets")
 
 
 @pytest.fixture
@@ -66,16 +59,6 @@ def path(name: str = "disk") -> Path:
     return Path("/dev", GROUP, name)
 
 
-def decrypted(key: Path, *commands: str, name: str = "disk") -> bool:
-    """Whether all commands of qemu-io succeed on the contents; reading has to find the pattern."""
-    node = f"driver=luks,key-secret=k,file.driver=host_device,file.filename={path(name)}"
-    words = [word for item in commands for word in ("-c", item)]
-    argv = ["qemu-io", "--object", f"secret,id=k,file={key}", *words, "--image-opts", node]
-    done = subprocess.run(argv, check=False, capture_output=True, text=True)
-    assert done.returncode == 0 or "verification failed" in done.stdout, done
-    return done.returncode == 0
-
-
 def target(keeper: Keeper) -> Target:
     (examined,) = keeper.plans()
     (found,) = examined.volumes
@@ -99,7 +82,7 @@ def test_an_encrypted_volume_is_made_grown_and_wiped(
     status = keeper.get(DISK).status
     assert status.encryption == "luks"
     assert 8 * MIB <= status.capacity < 8 * MIB + 4 * MIB + MOST_OF_A_HEADER
-    assert decrypted(key, "write -P 7 0 64k", f"write -P 8 {8 * MIB - 65536} 64k")
+    assert decrypted(key, path(), "write -P 7 0 64k", f"write -P 8 {8 * MIB - 65536} 64k")
     assert path().read_bytes().count(b"\7" * 512) == 0
     keeper.settle()
     written = keeper.recorded()
@@ -111,14 +94,18 @@ def test_an_encrypted_volume_is_made_grown_and_wiped(
     assert 24 * MIB <= keeper.get(DISK).status.capacity < 30 * MIB
     assert keeper.planned() == {}
     assert decrypted(
-        key, "read -P 7 0 64k", f"read -P 8 {8 * MIB - 65536} 64k", f"read {24 * MIB - 512} 512"
+        key,
+        path(),
+        "read -P 7 0 64k",
+        f"read -P 8 {8 * MIB - 65536} 64k",
+        f"read {24 * MIB - 512} 512",
     )
 
     before = path().read_bytes()[: 64 * 1024]
     contents.wipe(target(keeper), "zero", Work())
     assert path().read_bytes()[: 64 * 1024] != before
-    assert not decrypted(key, "read -P 7 0 64k")
-    assert decrypted(key, "write -P 7 0 64k", "read -P 7 0 64k")
+    assert not decrypted(key, path(), "read -P 7 0 64k")
+    assert decrypted(key, path(), "write -P 7 0 64k", "read -P 7 0 64k")
     keeper.settle()
     keeper.assert_ready(DISK)
     keeper.delete(DISK)
@@ -135,7 +122,7 @@ def test_a_clone_goes_into_out_of_and_through_encryption(
     keeper.assert_ready(DISK)
     end = keeper.get(DISK).status.capacity
     if before:
-        assert decrypted(key, f"write -P 0 0 {end}", f"write -P 9 {MIB} 64k")
+        assert decrypted(key, path(), f"write -P 0 0 {end}", f"write -P 9 {MIB} 64k")
     else:
         with path().open("r+b", buffering=0) as file:
             file.seek(MIB)
@@ -148,8 +135,8 @@ def test_a_clone_goes_into_out_of_and_through_encryption(
     if after:
         rest = status.capacity - MIB - 65536
         assert decrypted(
-            key, f"read -P 0 0 {MIB}", f"read -P 9 {MIB} 64k", f"read -P 0 {MIB + 65536} {rest}",
-            name="copy",
+            key, path("copy"),
+            f"read -P 0 0 {MIB}", f"read -P 9 {MIB} 64k", f"read -P 0 {MIB + 65536} {rest}",
         )  # fmt: skip
     else:
         read = path("copy").read_bytes()
