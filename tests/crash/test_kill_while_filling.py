@@ -1,61 +1,16 @@
 """A kill -9 between any two effects of filling, growing with space set aside, and wiping."""
 
 import os
-import shutil
-import signal
 import subprocess
 
 import pytest
 
-from tests import killing
+from tests.crash.place import Place
 from tests.filling.conftest import clone, same_contents, write_contents
 from tests.importing.servers import Site, serving
-from tests.keeper import Keeper, dir_pool, make_image, marked, volume, volume_key
+from tests.keeper import make_image, marked, volume, volume_key
 
 COPY = volume_key("copy")
-
-
-class Place:
-    """A state directory and a pool that are brought back to one moment before each kill."""
-
-    def __init__(self, root):
-        self.now, self.kept = root / "now", root / "kept"
-        self.state, self.images = self.now / "state", self.now / "images"
-        self.now.mkdir()
-
-    def prepare(self, *documents):
-        keeper = Keeper(self.state)
-        keeper.apply(dir_pool("images", self.images), *documents)
-        keeper.settle(12)
-        keeper.store.close()
-
-    def every_kill(self, work, *, killed, finished):
-        """Kill before each effect of the work in turn; how many kills there were."""
-        shutil.copytree(self.now, self.kept, symlinks=True)
-        for number in range(1, 500):
-            shutil.rmtree(self.now)
-            shutil.copytree(self.kept, self.now, symlinks=True)
-            signalled = killing.ended_by(lambda: self._killed(work, number))  # noqa: B023
-            assert signalled in (0, signal.SIGKILL)
-            killed()
-            again = Keeper(self.state)
-            try:
-                again.engine.recover()
-                work(again)
-                again.settle(12)
-                finished(again)
-                assert again.planned() == {}
-            finally:
-                again.store.close()
-            if not signalled:
-                return number - 1
-        raise AssertionError("the work never came through")
-
-    def _killed(self, work, number):
-        keeper = Keeper(self.state)
-        killing.kill_before(number)
-        work(keeper)
-        keeper.settle(12)
 
 
 @pytest.fixture
