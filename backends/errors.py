@@ -172,6 +172,12 @@ class NotFound(StorageError):
     reason, libvirt_code = "NotFound", 50
 
 
+class NotYet(NotFound):
+    """What is referred to is being made: to wait for it is no trouble."""
+
+    reason = "Progressing"
+
+
 class PoolNotFound(NotFound):
     """The pool that a volume names is not declared."""
 

@@ -14,6 +14,7 @@ from backends.base import Backend, CloneFrom, Pool, Volume
 from backends.registry import pool_type
 from backends.spec import Permissions, VolumeSpec
 from controller.resources import AnyResource, Key
+from controller.summarising import PROGRESSING, condition
 
 UNBOUND = ""
 """Stands for the pool of volumes that ask for one by labels and have none yet."""
@@ -162,7 +163,8 @@ class World:
 
         :param backend_of: serves a pool type.
         :param foreseen: as if all that is declared were there.
-        :raises errors.NotFound: it is not declared, or not there yet.
+        :raises errors.NotFound: it is not declared, or not there for some trouble.
+        :raises errors.NotYet: it is being made.
         :raises errors.InUse: it is being deleted.
         :raises errors.InvalidSpec: it is a clone of the new one, by whatever way.
         :raises errors.NamespaceNotAllowed: its pool is not for the new one's namespace.
@@ -198,7 +200,8 @@ class World:
         if source.deleting:
             raise errors.InUse(f"{key}, of which {resource.key} is a clone, is being deleted.")
         if pool is None or (source.status.path is None and not foreseen):
-            raise errors.NotFound(
+            missing = errors.NotYet if _is_made(source) else errors.NotFound
+            raise missing(
                 f"{resource.key} is a clone of {key}, which is not there yet.",
                 hint="It is made as soon as that is there.",
             )
@@ -222,7 +225,8 @@ class World:
         if pool_name(base) == pool_name(resource):
             return backend.volume_path(pool, volume_name(base))
         if base.status.path is None:
-            raise errors.BackingMissing(
+            missing = errors.NotYet if _is_made(base) else errors.BackingMissing
+            raise missing(
                 f"{resource.key} stands on {key}, which is not there yet.",
                 hint="It is made as soon as its backing volume is there.",
             )
@@ -335,6 +339,12 @@ def _permissions(spec: VolumeSpec, pool: Pool) -> Permissions:
         for name in Permissions.model_fields
     }
     return Permissions.model_construct(**given)
+
+
+def _is_made(volume: AnyResource) -> bool:
+    """Whether a volume that is not there is on its way, as far as is known."""
+    ready = condition(volume.status, "Ready")
+    return ready is None or ready.reason in (PROGRESSING, "Pending")
 
 
 def _backing_key(resource: AnyResource) -> Key | None:

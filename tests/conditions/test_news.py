@@ -166,3 +166,42 @@ def test_drift_that_stays_is_told_of_once(keeper: Keeper, images: Path) -> None:
     told = [item for item in keeper.events(DISK) if item.reason == "Drifted"]
     assert [item.count for item in told] == [1]
     assert "0600" in told[0].message
+
+
+def test_waiting_for_a_source_that_is_being_made_is_no_trouble(
+    keeper: Keeper, images: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 2**20)
+    file = {"file": {"path": str(source), "format": "raw"}}
+    clone = {"clone": {"volumeRef": {"name": "base"}}}
+    copy = volume_key("copy")
+    keeper.apply(
+        dir_pool("images", images),
+        volume("base", "images", source=file),
+        volume("copy", "images", source=clone),
+    )
+    keeper.reconcile()
+    assert "not there yet" in keeper.assert_retrying(copy, "Progressing")
+    assert keeper.engine.jobs.idle(60)
+    keeper.settle()
+    keeper.assert_ready(copy)
+    assert not [item for item in keeper.events() if item.type == "Warning"]
+
+
+def test_waiting_for_a_source_that_is_in_trouble_is_told(
+    keeper: Keeper, images: Path, tmp_path: Path
+) -> None:
+    file = {"file": {"path": str(tmp_path / "none"), "format": "raw"}}
+    clone = {"clone": {"volumeRef": {"name": "base"}}}
+    copy = volume_key("copy")
+    keeper.apply(
+        dir_pool("images", images),
+        volume("base", "images", source=file),
+        volume("copy", "images", source=clone),
+    )
+    for _ in range(3):
+        keeper.reconcile()
+        assert keeper.engine.jobs.idle(60)
+    assert "base, which is not there yet" in keeper.assert_retrying(copy, "NotFound")
+    assert "NotFound" in keeper.reasons(copy)
