@@ -19,15 +19,22 @@ from dataclasses import dataclass, field
 
 from backends import errors
 from backends.base import Backend
-from backends.spec import LabelSelector, PoolDeletion, StatusBase, VolumeDeletion
+from backends.spec import (
+    LabelSelector,
+    OperationStatus,
+    PoolDeletion,
+    StatusBase,
+    VolumeDeletion,
+)
 from controller import summarising
 from controller.apiserver import ApiServer, Object
 from controller.choosing import Chooser, words
 from controller.clusterstore import parse, tested
 from controller.nodes import KIND, NodeSettings, node_key
+from controller.operations import FINISHED, status_of
 from controller.posting import Poster
 from controller.resources import FINALIZER, AnyResource, Key, kinds, now
-from controller.worlds import UNBOUND, pool_name
+from controller.worlds import UNBOUND, pool_name, volume_of
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +205,12 @@ class NodeLifecycle:
         round_.held |= {
             pool_name(item) for item in volumes if item.metadata.finalizers and not _lets_go(item)
         }
-        named = {item.spec.node_name for item in [*pools, *volumes]}
+        operations = [
+            item
+            for item in self._listed("VolumeOperation", round_)
+            if item.status.phase not in FINISHED and not item.deleting
+        ]
+        named = {item.spec.node_name for item in [*pools, *volumes, *operations]}
         self._absent = {
             name: self._absent.get(name, time.monotonic()) for name in named if name is not None
         }
@@ -209,6 +221,42 @@ class NodeLifecycle:
                 self._see_to_unbound(item, round_)
             else:
                 self._see_to_unkept(item, round_)
+        for item in operations:
+            if self._stop.is_set():
+                return
+            self._see_to_operation(item, round_)
+
+    def _see_to_operation(self, operation: AnyResource, round_: _Round) -> None:
+        """One that nobody carries out: what is missing, unless an agent is about to claim it."""
+        node = operation.spec.node_name
+        if node is None:
+            error = self._why_unclaimed(volume_of(operation), round_)
+        elif node in self._silent or self._surely_absent(operation, node):
+            error = self._why(node)
+        else:
+            error = None
+        if error is not None:
+            former: OperationStatus = operation.status
+            status = status_of(
+                operation,
+                phase=former.phase or "Pending",
+                message=str(error),
+                reason=error.reason,
+            )
+            self._write(operation, status)
+
+    def _why_unclaimed(self, key: Key, round_: _Round) -> errors.StorageError | None:
+        """Why no agent claims an operation on a volume; None where one is about to."""
+        found = self._server.get(key)
+        if found is None:
+            return errors.NotFound(f"There is no {key}.", hint="Declare it.")
+        node = (found.get("spec") or {}).get("nodeName")
+        if node in round_.live:
+            return None
+        if node is None:
+            return errors.NoAgent(f"No agent keeps {key}.", hint="Its own status says why.")
+        error = self._why(node)
+        return type(error)(f"{key}: {error.message}", hint=error.hint)
 
     def _listed(self, kind: str, round_: _Round) -> list[AnyResource]:
         """Objects of a kind that name none of the nodes that report."""

@@ -204,8 +204,8 @@ class Operations:
         told = f"It waits for {verb} {path}?operation={key.name}."
         if operation.status.phase == "Running":
             told = f"It was broken off. {told}"
-        elif operation.status.phase == "Pending" and operation.status.message:
-            return  # what it was told last is as good
+        elif (operation.status.message or "").endswith(told):
+            return  # that it was broken off is as good
         self.pend(operation, told)
 
     def pend(self, operation: AnyResource, why: str) -> None:
@@ -252,22 +252,12 @@ class Operations:
         start_time: str | None = None,
         completion_time: str | None = None,
     ) -> None:
-        former: OperationStatus = operation.status
-        clipped = message[:_LONGEST_MESSAGE]
-        generation = operation.metadata.generation
-        conditions = summarising.conditions(
-            former.conditions,
-            _aspects(phase, reason or phase, clipped),
-            generation=generation,
-            now=now(),
-        )
-        status = OperationStatus(
-            observed_generation=generation,
-            conditions=conditions,
+        status = status_of(
+            operation,
             phase=phase,
-            message=clipped,
-            progress=_progress(former.progress, phase),
-            start_time=start_time or former.start_time,
+            message=message,
+            reason=reason,
+            start_time=start_time,
             completion_time=completion_time,
         )
         self._store.write_status(operation.key, status, uid=operation.metadata.uid)
@@ -287,6 +277,38 @@ class Operations:
         ended = operation.status.completion_time or now()
         since = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(ended)
         return float(ttl) - since.total_seconds()
+
+
+def status_of(
+    operation: AnyResource,
+    *,
+    phase: Phase,
+    message: str,
+    reason: str = "",
+    start_time: str | None = None,
+    completion_time: str | None = None,
+) -> OperationStatus:
+    """The status of an operation that is in a phase now.
+
+    :param reason: of its conditions; the phase if left out.
+    """
+    former: OperationStatus = operation.status
+    clipped = message[:_LONGEST_MESSAGE]
+    generation = operation.metadata.generation
+    return OperationStatus(
+        observed_generation=generation,
+        conditions=summarising.conditions(
+            former.conditions,
+            _aspects(phase, reason or phase, clipped),
+            generation=generation,
+            now=now(),
+        ),
+        phase=phase,
+        message=clipped,
+        progress=_progress(former.progress, phase),
+        start_time=start_time or former.start_time,
+        completion_time=completion_time,
+    )
 
 
 def _suspended(found: PoolExamination, volume: Key) -> bool:

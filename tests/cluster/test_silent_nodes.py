@@ -150,6 +150,42 @@ def test_what_no_agent_keeps_says_why(site: Site) -> None:
     site.ready(elsewhere, bound, volumes[0])
 
 
+def test_an_operation_that_no_agent_carries_out_says_why(site: Site) -> None:
+    site.operator("n1", **FAST)
+    pool, volume = site.pool("elsewhere", "nowhere"), site.volume("there", "elsewhere")
+    orphan, waiting = site.operation("orphan", "missing"), site.operation("waiting", "there")
+    upload = site.operation("upload", "missing", operation="Upload")
+    site.apply(pool, volume, orphan, waiting, upload)
+    for item in (orphan, upload):
+        assert (
+            f"no StorageVolume/default/{site.name}-missing"
+            in told(site, item, "NotFound")["message"]
+        )
+        assert site.read(item)["status"]["phase"] == "Pending"
+    assert "No agent keeps" in told(site, waiting, "NoAgent")["message"]
+    versions = site.version(orphan, waiting, upload)
+    time.sleep(3)
+    assert site.version(orphan, waiting, upload) == versions
+    site.apply(site.pool("images", "n1"), site.volume("missing", "images"))
+    site.wait(orphan, "--for=condition=Complete")
+    until(lambda: "It waits for PUT" in site.read(upload)["status"]["message"], told=site.said)
+    site.operator("nowhere", **FAST)
+    site.wait(waiting, "--for=condition=Complete")
+
+
+def test_an_operation_of_a_node_that_was_killed_says_so(site: Site) -> None:
+    site.operator("n1", **FAST)
+    killed = site.operator("n2", **FAST)
+    pool, volume = site.pool("images", "n2"), site.volume("a")
+    upload = site.operation("upload", "a", operation="Upload")
+    site.apply(pool, volume, upload)
+    until(lambda: "It waits for" in str(site.read(upload).get("status", {}).get("message")))
+    killed.kill()
+    assert site.node("n2") in told(site, upload, "NodeSilent")["message"]
+    killed.start()
+    until(lambda: "It waits for" in site.read(upload)["status"]["message"], told=site.said)
+
+
 def test_nobody_is_taken_for_silent_because_the_server_was_away(site: Site, server: Any) -> None:
     site.operator("n1", **FAST)
     site.operator("n2", **FAST)
