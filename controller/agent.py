@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 from backends import errors
 from controller.engine import Engine
-from controller.health import Health
-from controller.metrics import Metrics
 from controller.nodes import NodeReporter, node_key
 from controller.notifying import notify
 from controller.resources import Declared, Key
 from controller.retrying import backoff
+from controller.serving.health import Health
+from controller.serving.metrics import Metrics
 from controller.sources.base import Snapshot, Source, follow
 from controller.sources.pruning import Threshold, prunable
 from controller.store import EventType, Store

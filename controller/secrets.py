@@ -29,7 +29,7 @@ from backends.host.files import Directory, Kind, kind_of
 from backends.spec import SecretRef
 
 if TYPE_CHECKING:
-    from controller.apiserver import ApiServer
+    from controller.cluster.apiserver import ApiServer
 
 MAX_BYTES = 64 * 1024
 """Longest value. Passphrases and keys are far shorter; what is larger is another file."""

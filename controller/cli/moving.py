@@ -27,7 +27,6 @@ from backends.images import transferring
 from backends.images.transferring import PIECE, Checksum, Hole, Piece, Span, Writer, piece_length
 from backends.sizes import MAX_SIZE, format_quantity
 from controller import contents
-from controller.access import LONGEST, TokenFile, bearer
 from controller.admitting import Command, Target, Waits
 from controller.cli.bars import Bar
 from controller.cli.changing import volume_key
@@ -38,6 +37,7 @@ from controller.cli.session import Session
 from controller.cli.working import Deadline, take_over
 from controller.contents import Moved, Selection
 from controller.locking import AgentLock
+from controller.serving.access import LONGEST, TokenFile, bearer
 from controller.transfers import Transfers, Wanted
 
 T = TypeVar("T")

@@ -27,7 +27,7 @@ def operate(
         nodes.check()
     except errors.InvalidSpec as error:
         raise typer.BadParameter(str(error)) from None
-    from controller import operator  # noqa: PLC0415 - kopf is wanted here alone
+    from controller.cluster import operator  # noqa: PLC0415 - kopf is wanted here alone
 
     running.start_logging(level)
     for name in ("asyncio", "httpx2", "httpcore2", "kopf"):

@@ -16,17 +16,17 @@ from types import FrameType
 
 import typer
 
-from controller.access import Access, TokenFile
 from controller.agent import Agent
 from controller.cli.options import DataSide
 from controller.cli.printing import clean, say
 from controller.cli.session import Session
 from controller.cli.working import Deadline, take_over
 from controller.engine import Engine
-from controller.health import Health
 from controller.locking import AgentLock
-from controller.metrics import Metrics
 from controller.nodes import DEFAULT, NodeReporter, StoredNode
+from controller.serving.access import Access, TokenFile
+from controller.serving.health import Health
+from controller.serving.metrics import Metrics
 from controller.sources.base import Source
 from controller.sources.directory import DirectorySource
 from controller.sources.git import git_source
@@ -114,10 +114,10 @@ def serving(
     """The agent's HTTP side, where it is wanted."""
     if listen is None:
         return contextlib.nullcontext()
-    from controller import serving  # noqa: PLC0415 - aiohttp is wanted here alone
+    from controller.serving import server  # noqa: PLC0415 - aiohttp is wanted here alone
 
-    routes = [*serving.health_routes(health), *serving.metrics_routes(metrics.exposition)]
-    return serving.Server(serving.Address(*listen), routes)
+    routes = [*server.health_routes(health), *server.metrics_routes(metrics.exposition)]
+    return server.Server(server.Address(*listen), routes)
 
 
 @contextlib.contextmanager
@@ -131,21 +131,21 @@ def data_serving(
     if socket is None and side.listen is None:
         yield
         return
-    from controller import dataserving, serving  # noqa: PLC0415 - aiohttp is wanted here alone
+    from controller.serving import data, server  # noqa: PLC0415 - aiohttp is wanted here alone
     from controller.transfers import Transfers  # noqa: PLC0415
 
-    routes = dataserving.data_routes(Transfers(engine), access)
+    routes = data.data_routes(Transfers(engine), access)
     with contextlib.ExitStack() as servers:
         if socket is not None:
-            servers.enter_context(serving.Server(socket, routes))
+            servers.enter_context(server.Server(socket, routes))
         if side.listen is not None:
-            address = serving.Address(*side.listen)
-            servers.enter_context(serving.Server(address, routes, tls=_tls(side)))
+            address = server.Address(*side.listen)
+            servers.enter_context(server.Server(address, routes, tls=_tls(side)))
         yield
 
 
 def _tls(side: DataSide) -> ssl.SSLContext | None:
-    from controller.certificates import Certificate  # noqa: PLC0415 - needed with a port alone
+    from controller.serving.certificates import Certificate  # noqa: PLC0415 - needed with a port alone
 
     return Certificate(side.cert, side.key).context if side.cert is not None else None
 

@@ -23,7 +23,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from backends import errors
-from controller.apiserver import ApiServer
+from controller.cluster.apiserver import ApiServer
 from controller.resources import GROUP, kinds
 from tests.cluster.conftest import Cluster, Server, install
 from tests.cluster.sites import Operator, Site

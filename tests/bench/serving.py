@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from controller.access import TokenFile
+from controller.serving.access import TokenFile
 from tests import keeper
 from tests.bench import downloading
 from tests.bench.timing import compare

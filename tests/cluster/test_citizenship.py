@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from backends import errors
-from controller.apiserver import ApiServer
+from controller.cluster.apiserver import ApiServer
 from controller.resources import GROUP, VERSION, Kind, kinds
 from tests.cluster.sites import Site, address, until
 from tests.kstatus import Status, kstatus

@@ -235,7 +235,7 @@ def test_it_stops_on_sigterm_and_another_may_take_over(site: Site) -> None:
 
 
 def test_it_runs_under_kopf_as_well(site: Site) -> None:
-    command = ("-m", "kopf", "run", "--standalone", "-A", "-m", "controller.operator")
+    command = ("-m", "kopf", "run", "--standalone", "-A", "-m", "controller.cluster.operator")
     operator = site.operator(command=(sys.executable, *command))
     pool, volume = site.pool(), site.volume("a")
     site.apply(pool, volume)

@@ -14,7 +14,7 @@ import pytest
 from backends import errors
 from backends.base import Secrets
 from backends.spec import SecretRef
-from controller.apiserver import ApiServer
+from controller.cluster.apiserver import ApiServer
 from controller.secrets import MAX_BYTES, ClusterSecrets
 
 pytestmark = pytest.mark.cluster

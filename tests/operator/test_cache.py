@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from controller.apiserver import ApiServer
-from controller.clusterstore import ClusterStore
-from controller.posting import Poster
+from controller.cluster.apiserver import ApiServer
+from controller.cluster.posting import Poster
+from controller.cluster.store import ClusterStore
 from controller.resources import FINALIZER, Key, kinds
 from controller.store import Store
 

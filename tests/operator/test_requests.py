@@ -19,7 +19,7 @@ import pytest
 from lightkube.core.resource_registry import resource_registry
 
 from backends import errors
-from controller.apiserver import ApiServer
+from controller.cluster.apiserver import ApiServer
 from controller.resources import Key
 
 KEY = Key("StoragePool", "", "images")
@@ -130,7 +130,7 @@ def test_an_object_that_is_not_there_is_absent(script: Script) -> None:
 def test_a_token_that_was_replaced_is_read_anew(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("controller.apiserver.RENEWED_WITHIN", 0.0)
+    monkeypatch.setattr("controller.cluster.apiserver.RENEWED_WITHIN", 0.0)
     server = ApiServer()
     port = json.loads((tmp_path / "kubeconfig").read_text())["clusters"][0]["cluster"]["server"]
     _write_kubeconfig(tmp_path, port.rpartition(":")[2], "second")
@@ -158,7 +158,7 @@ def test_nobody_waits_once_it_is_to_stop(script: Script) -> None:
 
 
 def test_threads_that_ask_for_the_first_time_at_once_all_get_an_answer(script: Script) -> None:
-    from controller import apiserver
+    from controller.cluster import apiserver
 
     apiserver._made.cache_clear()
     resource_registry.clear()

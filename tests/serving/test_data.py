@@ -23,11 +23,12 @@ import pytest
 from backends import errors
 from backends.images import transferring
 from backends.images.transferring import Hole
-from controller import access, dataserving
-from controller.access import TokenFile
 from controller.codecs.sparsestream import MEDIA_TYPE, Decoder, encode
-from controller.dataserving import data_routes
-from controller.serving import Address, Server
+from controller.serving import access
+from controller.serving import data as dataserving
+from controller.serving.access import TokenFile
+from controller.serving.data import data_routes
+from controller.serving.server import Address, Server
 from controller.transfers import Transfers
 from tests.keeper import dir_pool, operation, operation_key, volume, volume_key
 from tests.transferring.sites import Site

@@ -16,7 +16,7 @@ from backends.host import commands
 from backends.host.marks import MarkStore
 from controller.engine import Engine
 from controller.jobs import Task
-from controller.metrics import Metrics, Requests
+from controller.serving.metrics import Metrics, Requests
 from controller.workers import Workers
 from tests.keeper import BOOT, NODE, Keeper, dir_pool, pool_key, volume, volume_key
 from tests.processes import REPOSITORY

@@ -19,10 +19,10 @@ import typer
 from aiohttp import web
 
 from backends import errors
-from controller import health as healths
 from controller.cli import options
-from controller.health import Health
-from controller.serving import Address, Server, health_routes, in_thread
+from controller.serving import health as healths
+from controller.serving.health import Health
+from controller.serving.server import Address, Server, health_routes, in_thread
 from tests.processes import Poolkeeper
 
 LOOPBACK = Address("127.0.0.1", 0)

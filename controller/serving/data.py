@@ -32,12 +32,12 @@ from backends.images import transferring
 from backends.images.transferring import Piece, Span
 from backends.sizes import MAX_SIZE, MIB
 from controller import contents
-from controller.access import Access, bearer
 from controller.admitting import Command, Target, Waits
 from controller.codecs.sparsestream import MEDIA_TYPE, PLAIN_MEDIA_TYPE, Decoder, encode, in_chunks
 from controller.contents import WHOLE, Moved, Selection
 from controller.resources import Key, is_object_name
-from controller.serving import in_thread
+from controller.serving.access import Access, bearer
+from controller.serving.server import in_thread
 from controller.transfers import Begun, Transfers, Wanted
 
 log = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ from typing import ParamSpec, TypeVar
 from aiohttp import web
 
 from backends import errors
-from controller.health import Health
+from controller.serving.health import Health
 
 log = logging.getLogger(__name__)
 

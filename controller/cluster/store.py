@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 from backends import errors
 from backends.spec import StatusBase
-from controller.apiserver import ApiServer, JsonPatch, Object
-from controller.posting import Poster
+from controller.cluster.apiserver import ApiServer, JsonPatch, Object
+from controller.cluster.posting import Poster
 from controller.resources import (
     API_VERSION,
     FINALIZER,

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 
 from backends import errors
 from backends.base import Backend
-from controller.apiserver import ApiServer, Object
 from controller.choosing import Chooser, in_turn, words
-from controller.clusterstore import ClusterStore, parse
+from controller.cluster.apiserver import ApiServer, Object
+from controller.cluster.store import ClusterStore, parse
 from controller.resources import AnyResource, Key, kinds
 from controller.retrying import backoff
 from controller.worlds import UNBOUND, pool_name

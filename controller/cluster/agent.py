@@ -8,16 +8,16 @@ import threading
 import time
 
 from backends import errors
-from controller.apiserver import ApiServer
-from controller.binding import Binder, VolumeBinder
-from controller.clusterstore import ClusterStore
+from controller.cluster.apiserver import ApiServer
+from controller.cluster.binding import Binder, VolumeBinder
+from controller.cluster.nodelifecycle import NodeLifecycle
+from controller.cluster.posting import Poster
+from controller.cluster.store import ClusterStore
 from controller.engine import Engine
-from controller.health import Health
-from controller.metrics import Metrics, Requests
-from controller.nodelifecycle import NodeLifecycle
 from controller.nodes import NodeReporter
-from controller.posting import Poster
 from controller.retrying import backoff
+from controller.serving.health import Health
+from controller.serving.metrics import Metrics, Requests
 from controller.workers import Workers
 from controller.worlds import volume_of
 

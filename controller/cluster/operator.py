@@ -4,10 +4,10 @@ The one module that imports kopf. Handlers are for raw events alone and only bri
 date; the agent's workers do the rest. So kopf sets no finalizer and no annotation, and nothing
 depends on an event having been seen.
 
-Run by ``poolkeeper operator``, or by ``kopf run --standalone -A -m controller.operator``. Settings
-of the latter are in the environment: ``NODE_NAMES``, ``NODE_SETTINGS``, ``POOLKEEPER_STATE_DIR``
-and ``POOLKEEPER_LISTEN``. kopf's own endpoint for liveness is not used: it would answer for kopf
-alone.
+Run by ``poolkeeper operator``, or by ``kopf run --standalone -A -m controller.cluster.operator``.
+Settings of the latter are in the environment: ``NODE_NAMES``, ``NODE_SETTINGS``,
+``POOLKEEPER_STATE_DIR`` and ``POOLKEEPER_LISTEN``. kopf's own endpoint for liveness is not used: it
+would answer for kopf alone.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ import kopf
 
 from backends import errors
 from backends.schema import duration_seconds
-from controller.access import ReviewedAccess
-from controller.apiserver import ApiServer
 from controller.cli import options
 from controller.cli.running import data_serving, serving
 from controller.cli.session import Session, session
-from controller.clusteragent import ClusterAgent
-from controller.clusternode import ServedNode
-from controller.clusterstore import WATCHED, ClusterStore
-from controller.health import Health, Pulse
+from controller.cluster.agent import ClusterAgent
+from controller.cluster.apiserver import ApiServer
+from controller.cluster.node import ServedNode
+from controller.cluster.nodelifecycle import NodeLifecycle
+from controller.cluster.posting import Poster
+from controller.cluster.store import WATCHED, ClusterStore
 from controller.locking import AgentLock
-from controller.metrics import Metrics
-from controller.nodelifecycle import NodeLifecycle
 from controller.nodes import DEFAULT, NodeReporter, NodeSettings
-from controller.posting import Poster
 from controller.publishing import Publisher
 from controller.resources import GROUP, VERSION, kinds
 from controller.retrying import backoff
 from controller.secrets import ClusterSecrets
+from controller.serving.access import ReviewedAccess
+from controller.serving.health import Health, Pulse
+from controller.serving.metrics import Metrics
 from controller.store import Store
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from backends import errors
-from controller.apiserver import ApiServer
+from controller.cluster.apiserver import ApiServer
 from controller.resources import API_VERSION, DEFAULT_NAMESPACE, Key, now
 from controller.store import EventType
 

@@ -27,12 +27,12 @@ from backends.spec import (
     VolumeDeletion,
 )
 from controller import summarising
-from controller.apiserver import ApiServer, Object
 from controller.choosing import Chooser, words
-from controller.clusterstore import parse, tested
+from controller.cluster.apiserver import ApiServer, Object
+from controller.cluster.posting import Poster
+from controller.cluster.store import parse, tested
 from controller.nodes import KIND, NodeSettings, node_key
 from controller.operations import FINISHED, status_of
-from controller.posting import Poster
 from controller.resources import FINALIZER, AnyResource, Key, kinds, now
 from controller.worlds import UNBOUND, pool_name, volume_of
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from backends import errors
 from backends.spec import NodeStatus
-from controller.apiserver import ApiServer
-from controller.clusterstore import parse, tested
+from controller.cluster.apiserver import ApiServer
+from controller.cluster.store import parse, tested
 from controller.nodes import KIND, node_key
 from controller.resources import API_VERSION, AnyResource, kinds
 

@@ -20,7 +20,7 @@ from controller.admitting import Command
 from controller.resources import Key
 
 if TYPE_CHECKING:
-    from controller.apiserver import ApiServer
+    from controller.cluster.apiserver import ApiServer
 
 FILE_NAME = "data-token"
 

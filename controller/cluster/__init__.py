@@ -1,0 +1,1 @@
+"""A cluster: resources on an API server, kept by an operator on each node."""
