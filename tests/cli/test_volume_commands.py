@@ -158,14 +158,12 @@ class TestMoving:
         compare = ["qemu-img", "compare", str(source), str(images / "image")]
         subprocess.run(compare, check=True, capture_output=True)
 
-    @pytest.mark.parametrize("kept_by", ["agent", "command"])
-    def test_an_upload_of_an_image_goes_on(
-        self, poolkeeper, request, write, pool, volume, images, tmp_path, kept_by
-    ):
+    @pytest.fixture(params=["agent", "command"])
+    def image(self, request, poolkeeper, write, pool, volume, images, tmp_path):
+        """Begin to upload an image: the file that is sent, who does it and the command."""
         manifest = write("a.yaml", pool(), volume("image", capacity="8Mi", format="qcow2"))
         assert poolkeeper("apply", "-f", manifest, "--wait").code == 0
-        if kept_by == "agent":
-            request.getfixturevalue("agent")()
+        agent = request.getfixturevalue("agent")() if request.param == "agent" else None
         noise, sent = tmp_path / "noise", tmp_path / "sent"
         noise.write_bytes(os.urandom(6 * MIB))
         subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(noise), str(sent)], check=True)
@@ -176,6 +174,29 @@ class TestMoving:
         process.stdin.write(sent.read_bytes()[: 3 * MIB])
         process.stdin.flush()
         _until(lambda: any(path.stat().st_size >= MIB for path in images.glob(".poolkeeper/*")))
+        return sent, agent or process, process
+
+    def test_a_kill_in_an_upload_of_an_image_leaves_the_old_one(
+        self, poolkeeper, image, images, agent
+    ):
+        sent, worker, process = image
+        before = (images / "image").read_bytes()
+        worker.kill()
+        worker.wait()
+        process.stdin.close()
+        process.wait(60)
+        assert (images / "image").read_bytes() == before
+        agent()
+        shown = poolkeeper("get", "spool", "images", "-o", "json").json["status"]
+        assert shown["volumes"] == {"total": 1, "managed": 1, "unmanaged": 0}
+        # How far it came on the disk is not known, so that nothing of it is believed.
+        done = poolkeeper("volume", "upload", "image", sent, "--resume")
+        assert (done.code, "it begins anew" in done.err) == (0, True), done.err
+        assert (images / "image").read_bytes() == sent.read_bytes()
+        assert [path.name for path in images.iterdir()] == ["image"]
+
+    def test_an_upload_of_an_image_goes_on(self, poolkeeper, image, images):
+        sent, _, process = image
         process.send_signal(signal.SIGINT)
         process.wait(60)
         process.stdin.close()
