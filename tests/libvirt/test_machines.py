@@ -42,7 +42,7 @@ def chain(tmp_path: Path) -> tuple[Path, Path]:
 def unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the machines' processes are in another namespace, behind a server without locks."""
     monkeypatch.setattr(users, "_nobody_else", lambda thing: False)
-    monkeypatch.setattr(users, "_known_to_kernel", lambda thing: ())
+    monkeypatch.setattr(users, "_known_to_kernel", lambda *asked: ())
 
 
 def test_a_running_domain_has_its_disk_and_what_that_stands_on(
