@@ -27,6 +27,8 @@ class PoolUnderTest(ABC):
     about rounding.
 
     :cvar lab: whether the type needs the lab: devices, mounts or servers of its own.
+    :cvar guest: whether it needs the lab's guest: the place takes servers, targets or settings of
+        the whole machine.
     :cvar makeable: formats that the type can make, with what ``status.format`` then says; None
         stands for a volume that declares no format.
     :cvar resizable: one of them that can be made larger and smaller.
@@ -48,6 +50,7 @@ class PoolUnderTest(ABC):
 
     type: ClassVar[PoolType]
     lab: ClassVar[bool] = True
+    guest: ClassVar[bool] = False
     makeable: ClassVar[Mapping[str | None, str | None]] = {}
     resizable: ClassVar[str | None] = None
     allocated: ClassVar[str | None] = None

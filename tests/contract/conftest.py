@@ -36,6 +36,8 @@ def place(
     candidate = CANDIDATES[request.param]
     if candidate.lab and not spare.IN_GUEST and not spare.NAMED:
         pytest.skip(spare.WHERE)
+    if candidate.guest and not spare.IN_GUEST:
+        pytest.skip(f"pools of type {request.param} are tried in the lab's guest alone")
     spares = spare.Spares(tmp_path)
     made = candidate(tmp_path, spares)
     made.hold_figures(monkeypatch)

@@ -18,6 +18,7 @@ class LunsUnderTest(PoolUnderTest):
     :cvar prefix: of the volumes' names, before the LUN's number.
     """
 
+    guest = True
     planted_format = None
     prefix: ClassVar[str]
 

@@ -25,6 +25,7 @@ class Cable:
         self.is_cut = False
         self.device = Path("/dev/mapper", self._name)
         run("dmsetup", "create", self._name, "--table", self._table())
+        run("wipefs", "--all", self.device)  # of what stood there before
         run("udevadm", "settle")
 
     def _table(self) -> str:

@@ -1,7 +1,8 @@
 """Spare block devices for tests: loop devices in the lab's guest, named disks elsewhere.
 
 ``POOLKEEPER_LAB_DEVICES`` names whole disks, separated by spaces, that a test may destroy. One
-that carries anything is refused unless ``POOLKEEPER_LAB_ERASE=yes`` says that it may go.
+that carries anything is refused unless ``POOLKEEPER_LAB_ERASE=yes`` says that it may go, and one
+that is mounted in any case.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ def found_on(device: Path) -> str:
 def named_devices() -> tuple[Path, ...]:
     """The disks that the environment names, each seen to be blank or allowed to be erased."""
     for name in NAMED:
+        used = run("lsblk", "--noheadings", "--output", "MOUNTPOINTS", name).split()
+        if used:
+            raise pytest.UsageError(f"{name} is in use: {', '.join(used)}; unmount it first")
         found = found_on(Path(name))
         if found and os.environ.get("POOLKEEPER_LAB_ERASE") != "yes":
             raise pytest.UsageError(
@@ -82,7 +86,7 @@ class Spares:
         if not self._named:
             pytest.skip(f"needs more spare devices than {' '.join(NAMED)}")
         device = self._named.pop(0)
-        if int(run("blockdev", "--getsize64", device)) < size:
+        if device_size(device) < size:
             pytest.skip(f"{device} has less than the {size} bytes that this test needs")
         clear(device)
         return device
@@ -91,15 +95,37 @@ class Spares:
         self._stack.close()
 
 
+def device_size(device: Path | str) -> int:
+    """Bytes of a block device."""
+    return int(run("blockdev", "--getsize64", device))
+
+
+def partition(disk: Path, number: int) -> Path:
+    """The node of a partition, as the kernel names it."""
+    separator = "p" if disk.name[-1].isdigit() else ""
+    return disk.with_name(f"{disk.name}{separator}{number}")
+
+
 def clear(device: Path) -> None:
     """Undo what stands on a device, from the top down, and leave it blank."""
     for holder in sorted(holders(device)):
         clear(holder)
         if holder.name.startswith("dm-"):
             run("dmsetup", "remove", "--retry", holder)
+    for part in partitions(device):
+        clear(part)
     for use in mounted_at(device):
         run(*(["swapoff", device] if use == "[SWAP]" else ["umount", use]))
     run("wipefs", "--all", "--force", device)
+    run("udevadm", "settle")
+    if partitions(device):  # wipefs could not have the kernel read the table anew
+        run("partx", "--delete", device)
+
+
+def partitions(device: Path) -> list[Path]:
+    """The partitions of a disk that the kernel shows."""
+    found = Path("/sys/class/block", device.resolve().name).glob("*/partition")
+    return sorted(Path("/dev", item.parent.name) for item in found)
 
 
 def holders(device: Path) -> Iterator[Path]:

@@ -28,7 +28,7 @@ from tests.keeper import (
     volume_key,
 )
 from tests.lab.luks import LUKS, MOST_OF_A_HEADER, decrypted, make_key
-from tests.lab.spare import IN_GUEST, MIB, Spares, found_on, run
+from tests.lab.spare import IN_GUEST, MIB, Spares, device_size, found_on, partition, run
 from tests.lab.targets import Disk, LoopHost, wait_until
 from tests.lab.traps import Trap
 
@@ -114,9 +114,9 @@ def test_partitions_are_aligned_named_and_shown(keeper: Keeper, device: Spares) 
     assert found["one"]["size"] * 512 == 5000 * 1024
     assert found["two words"]["size"] * 512 == 8 * MIB
     node = paths(keeper, "one")["one"]
-    assert int(run("blockdev", "--getsize64", node)) == 5000 * 1024
+    assert device_size(node) == 5000 * 1024
     status = keeper.get(DISK).status
-    assert status.capacity == status.allocation + status.available == 128 * MIB
+    assert status.capacity == status.allocation + status.available == device_size(made)
     assert keeper.planned() == {}
 
 
@@ -152,7 +152,7 @@ def test_a_partition_grows_into_what_is_free_behind_it_and_no_further(
     start(keeper, part("two", "20Mi"))
     keeper.assert_ready(volume_key("two"))
     node = paths(keeper, "two")["two"]
-    assert int(run("blockdev", "--getsize64", node)) == 20 * MIB
+    assert device_size(node) == 20 * MIB
     start(keeper, part("one", "8Mi"))
     assert "behind it" in keeper.assert_retrying(volume_key("one"), "NoSpace")
     keeper.delete(volume_key("two"))
@@ -197,13 +197,13 @@ def test_dos_uses_primaries_then_the_extended_one(keeper: Keeper, device: Spares
         start(keeper, part(name))
     names = ("p1", "p2", "p3", "ext", "l1", "l2", "l3")
     keeper.assert_ready(DISK, *(volume_key(name) for name in names))
-    numbers = {name: path.rpartition("p")[2] for name, path in paths(keeper, *names).items()}
-    assert numbers == {"p1": "1", "p2": "2", "p3": "3", "ext": "4", "l1": "5", "l2": "6", "l3": "7"}
+    numbered = {name: str(partition(made, number)) for number, name in enumerate(names, start=1)}
+    assert paths(keeper, *names) == numbered
     start(keeper, part("l3", "10Mi"))
     keeper.assert_ready(volume_key("l3"))
     start(keeper, part("l1", "10Mi"))
     assert "only the last" in keeper.assert_retrying(volume_key("l1"), "NoSpace")
-    start(keeper, part("l1"), part("big", "150Mi"))
+    start(keeper, part("l1"), part("big", str(device_size(made) - 100 * MIB)))
     assert "largest stretch" in keeper.assert_retrying(volume_key("big"), "NoSpace")
     keeper.delete(volume_key("big"))
     # A logical partition goes, and the names of the others stay with their contents.
@@ -212,7 +212,7 @@ def test_dos_uses_primaries_then_the_extended_one(keeper: Keeper, device: Spares
     keeper.settle()
     keeper.assert_ready(volume_key("l2"), volume_key("l3"))
     moved = paths(keeper, "l2", "l3")
-    assert {name: path.rpartition("p")[2] for name, path in moved.items()} == {"l2": "5", "l3": "6"}
+    assert moved == {"l2": str(partition(made, 5)), "l3": str(partition(made, 6))}
     assert "third" in run("blkid", "-p", moved["l3"])
     assert keeper.planned() == {}
 
@@ -274,9 +274,7 @@ def test_labels_that_parted_writes(keeper: Keeper, device: Spares, label: str) -
     keeper.assert_ready(DISK, volume_key("two"))
     assert label in run("parted", "-s", "-m", made, "print")
     node = paths(keeper, "two")["two"]
-    assert (
-        int(run("blockdev", "--getsize64", node)) == keeper.get(volume_key("two")).status.capacity
-    )
+    assert device_size(node) == keeper.get(volume_key("two")).status.capacity
     run("udevadm", "settle")  # parted had the label read anew, which makes the nodes anew
     written = keeper.recorded()
     keeper.reconcile()
@@ -299,7 +297,7 @@ def test_a_label_of_strangers_is_adopted_with_its_partitions(
     keeper.assert_ready(DISK, volume_key("theirs"))
     assert keeper.get(volume_key("theirs")).status.origin == "Adopted"
     assert [item.name for item in keeper.get(DISK).status.discovered] == ["part2"]
-    unnamed = Path(f"{made}p2").name
+    unnamed = partition(made, 2).name
     start(keeper, part(unnamed))
     keeper.assert_ready(volume_key(unnamed))
     keeper.delete(volume_key("theirs"))
@@ -319,10 +317,11 @@ def test_a_partition_that_a_stranger_put_in_the_place_of_ours_is_not_ours(
         declared["spec"]["poolRef"]["name"] = name
         start(keeper, document, declared)
         keeper.assert_ready(volume_key(f"mine-{label}"))
+        (ours,) = entries(made).values()
         run("partx", "--delete", "--nr", "1", made)
         quiet = ("sfdisk", "-q", "--no-reread", "--no-tell-kernel")
         run(*quiet, "--delete", made, "1")
-        run(*quiet, "--append", made, input=b"start=2048, size=16384\n")
+        run(*quiet, "--append", made, input=f"start={ours['start']}, size=16384\n".encode())
         keeper.delete(volume_key(f"mine-{label}"))
         keeper.settle()
         assert keeper.gone(volume_key(f"mine-{label}"))
@@ -333,14 +332,18 @@ def test_free_extents_are_told(keeper: Keeper, device: Spares) -> None:
     made = device(64 * MIB)
     start(keeper, disk_pool(made), part("one"), part("two"))
     (free,) = keeper.get(DISK).status.free_extents
-    assert (free.start, free.end) == (9 * MIB, 63 * MIB)
+    found = entries(made)
+    last = max(found.values(), key=lambda item: int(item["start"]))
+    assert free.start == (last["start"] + last["size"]) * 512
+    assert free.end == device_size(made) // MIB * MIB - MIB  # gpt has a copy at the end
     shown = libvirtxml.format(libvirtxml.document(keeper.get(DISK)))
-    assert f"<freeExtent start='{9 * MIB}' end='{63 * MIB}'/>" in shown
+    assert f"<freeExtent start='{free.start}' end='{free.end}'/>" in shown
     volume_shown = libvirtxml.format(
         libvirtxml.document(keeper.get(volume_key("one")), pool_type="disk")
     )
     assert f"<device path='{made}'>" in volume_shown
-    assert f"<extent start='{MIB}' end='{5 * MIB}'/>" in volume_shown
+    begin = found["one"]["start"] * 512
+    assert f"<extent start='{begin}' end='{begin + 4 * MIB}'/>" in volume_shown
     keeper.delete(volume_key("one"))
     keeper.settle()
     ends = sorted(item["start"] * 512 for item in entries(made).values())
@@ -355,7 +358,7 @@ def test_disks_of_4096_byte_sectors(keeper: Keeper, device: Spares) -> None:
     keeper.assert_ready(DISK, volume_key("one"))
     start(keeper, part("one", "9Mi"))
     keeper.assert_ready(volume_key("one"))
-    assert int(run("blockdev", "--getsize64", paths(keeper, "one")["one"])) == 9 * MIB
+    assert device_size(paths(keeper, "one")["one"]) == 9 * MIB
 
 
 @pytest.fixture
@@ -462,7 +465,7 @@ def test_a_logical_partition_is_filled_like_any_other(keeper: Keeper, device: Sp
     start(keeper, part("p2"), part("p3"))
     start(keeper, part("copy", source=CLONE))
     keeper.assert_ready(COPY)
-    assert paths(keeper, "copy")["copy"] == f"{made}p5"
+    assert paths(keeper, "copy")["copy"] == str(partition(made, 5))
     assert contents(keeper) == filled(4 * MIB)
 
 

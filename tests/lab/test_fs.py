@@ -10,7 +10,7 @@ import pytest
 from tests.keeper import Keeper, pool, pool_key, volume, volume_key
 from tests.lab import isoimage
 from tests.lab.cable import Cable
-from tests.lab.spare import MIB, run
+from tests.lab.spare import IN_GUEST, MIB, partition, run
 from tests.lab.targets import wait_until
 
 POOL, DISK = pool_key("images"), volume_key("disk")
@@ -115,7 +115,7 @@ def test_a_partition_is_made_into_a_pool_and_its_disk_is_not(keeper, target, dev
     run("udevadm", "settle")
     apply(keeper, declaration(target, disk))
     assert "gpt partition table with partition 1" in keeper.assert_stalled(POOL, "OverwriteRefused")
-    apply(keeper, declaration(target, f"{disk}p1"))
+    apply(keeper, declaration(target, partition(disk, 1)))
     keeper.assert_ready(POOL)
 
 
@@ -222,6 +222,7 @@ def test_a_pulled_disk_is_inaccessible_and_comes_back(keeper, target, device):
     apply(keeper, declaration(target, cable.device, state="Inactive"))
 
 
+@pytest.mark.skipif(not IN_GUEST, reason="needs a SCSI disk of the kernel's own")
 def test_a_disk_that_left_for_good_makes_way_for_itself(keeper, target, tmp_path):
     """A SCSI disk that is taken off leaves its mount behind, and comes back with another number."""
     run("modprobe", "scsi_debug", "dev_size_mb=64", "num_tgts=1", "max_luns=1")

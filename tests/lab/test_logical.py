@@ -15,7 +15,7 @@ from controller.codecs import libvirtxml
 from tests import killing
 from tests.keeper import Keeper, pool, pool_key, volume, volume_key
 from tests.lab.cable import Cable
-from tests.lab.spare import IN_GUEST, MIB, Spares, found_on, run
+from tests.lab.spare import IN_GUEST, MIB, Spares, device_size, found_on, run
 from tests.lab.traps import Trap
 
 GROUP = "vg-logical"
@@ -57,7 +57,7 @@ def path(name: str = "disk") -> Path:
 
 
 def size_of(name: str = "disk") -> int:
-    return int(run("blockdev", "--getsize64", path(name)))
+    return device_size(path(name))
 
 
 def reported(fields: str, name: str) -> list[str]:

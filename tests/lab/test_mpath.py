@@ -145,7 +145,8 @@ def placed(partition: Path) -> tuple[int, int]:
 
 @pytest.mark.parametrize("label", ["gpt", "dos"])
 def test_partitions_of_a_map_are_maps_in_step_with_its_table(keeper: Keeper, label: str) -> None:
-    start(keeper, on_map(label=label), part("one", "16Mi"), part("two", "8Mi"))
+    start(keeper, on_map(label=label), part("one", "16Mi"))
+    start(keeper, part("two", "8Mi"))
     keeper.assert_ready(DISK, ONE, TWO)
     assert keeper.planned() == {}
     one, two = path(keeper, "one"), path(keeper, "two")

@@ -13,7 +13,7 @@ from backends.registry import pool_type
 from backends.sizes import MIB
 from tests.contract.candidate import PoolUnderTest
 from tests.keeper import pool
-from tests.lab.spare import Spares, run
+from tests.lab.spare import Spares, device_size, run
 from tests.lab.targets import Disk, MultipathMaps
 
 _CONTROL = "/dev/mapper/control"
@@ -21,6 +21,7 @@ _CONTROL = "/dev/mapper/control"
 
 class Candidate(PoolUnderTest):
     type = pool_type("mpath")
+    guest = True
     given = "mpatha"
     planted_format = None
     commands_per_look = 1
@@ -64,7 +65,7 @@ class Candidate(PoolUnderTest):
         return [line.split()[0] for line in lines if "(" in line]
 
     def size_of(self, name: str) -> int:
-        return int(run("blockdev", "--getsize64", f"/dev/mapper/{name}"))
+        return device_size(f"/dev/mapper/{name}")
 
     def evidence(self, name: str | None = None) -> object:
         return hashlib.sha256(self._disk.file.read_bytes()).hexdigest(), self.names()

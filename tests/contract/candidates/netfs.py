@@ -30,6 +30,7 @@ class Candidate(Dir):
     type = pool_type("netfs")
     held_while_lost = True
     lab = True
+    guest = True
 
     def __init__(self, root: Path, spares: Spares) -> None:
         super().__init__(root, spares)
