@@ -1,14 +1,36 @@
-"""Sources that a pool has no room for: nothing half-made is left, and it goes on once there is."""
+"""Pools that run full in the midst of work: nothing half-made is left, and it goes on once there is
+room."""
 
 import os
 
 import pytest
 
-from tests.filling.conftest import clone
-from tests.keeper import dir_pool, volume, volume_key
+from backends import errors
+from controller import contents
+from controller.admitting import Command
+from controller.contents import Selection
+from controller.secrets import FileSecrets
+from controller.transfers import Transfers, Wanted
+from tests.filling.conftest import clone, same_contents, write_contents
+from tests.keeper import dir_pool, image_info, make_image, volume, volume_key
 
 DISK = volume_key("disk")
-MIB = 2**20
+KIB, MIB = 2**10, 2**20
+SMALL, LARGE = "8Mi", "40Mi"
+GROWN = {"capacity": LARGE, "resize": {"allocate": True}}
+SPARSE = {"capacity": SMALL, "allocation": "0"}
+LUKS = {"encryption": {"format": "luks", "secretRef": {"name": "key"}}}
+
+ROOMS = (0, 64 * KIB, 20 * MIB)
+"""Bytes that are left, so that space runs out at an early, at a later and at a late step."""
+
+MADE = {
+    "raw": {"capacity": LARGE},
+    "raw, written": {"capacity": LARGE, "preallocation": "Full"},
+    "qcow2": {"format": "qcow2", "capacity": LARGE, "preallocation": "Falloc"},
+    "qcow2, written": {"format": "qcow2", "capacity": LARGE, "preallocation": "Full"},
+    "encrypted raw": {"capacity": LARGE, **LUKS},
+}
 
 pytestmark = pytest.mark.root
 
@@ -19,10 +41,35 @@ def small(mounted):
     return mounted("ext4") / "images"
 
 
-def large(tmp_path):
-    path = tmp_path / "large"
-    path.write_bytes(os.urandom(MIB) * 200)
-    return path
+@pytest.fixture
+def keeper(keeper, tmp_path):
+    """The keeper, with a secret and a pool."""
+    directory = tmp_path / "secrets"
+    directory.mkdir(mode=0o700)
+    (directory / "key").touch(mode=0o600)
+    (directory / "key").write_bytes(b"a passphrase")
+    keeper.secrets = FileSecrets(directory)
+    keeper.engine = keeper.engine_of_boot("boot-1")
+    return keeper
+
+
+class Ballast:
+    """A file beside a pool that takes what is free, but for so much."""
+
+    def __init__(self, pool, room):
+        self._path = pool.parent / "ballast"
+        with self._path.open("wb", buffering=0) as file:
+            try:
+                while file.write(bytes(64 * KIB)):
+                    pass
+            except OSError:
+                os.fsync(file)
+            file.truncate(max(0, file.tell() - room))
+        os.sync()
+
+    def drop(self):
+        self._path.unlink()
+        os.sync()
 
 
 def attempts(keeper, *documents):
@@ -31,36 +78,113 @@ def attempts(keeper, *documents):
         keeper.reconcile()
         assert keeper.engine.jobs.idle(120)
     keeper.reconcile()
+    assert keeper.engine.jobs.idle(120)
 
 
 def free(path):
+    os.sync()
     facts = os.statvfs(path)
-    return facts.f_bavail * facts.f_frsize
+    return facts.f_bfree * facts.f_frsize
 
 
-@pytest.mark.parametrize("kind", ["clone", "converted clone", "file", "web"])
-def test_nothing_is_left_of_what_does_not_fit(keeper, small, tmp_path, site, kind):
-    path = large(tmp_path)
-    other = tmp_path / "other"
-    keeper.apply(dir_pool("images", small), dir_pool("other", other))
+def assert_done_once_there_is_room(keeper, small, room, wanted):
+    """Nothing is left of it until then, and what stood there stands."""
+    ballast = Ballast(small, room)
+    stood, before = os.listdir(small), free(small)
+    attempts(keeper, wanted)
+    assert "NoSpace" in keeper.reasons(DISK)
+    assert keeper.truth(DISK, "Stalled") is None
+    assert os.listdir(small) == stood
+    assert before - free(small) < MIB
+    ballast.drop()
+    keeper.annotate(DISK, requested_at="now")
+    keeper.settle(12)
+    keeper.assert_ready(DISK)
+    assert os.listdir(small) == ["disk"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("kind", MADE)
+def test_a_volume_is_made_once_there_is_room(keeper, small, kind, room):
+    keeper.apply(dir_pool("images", small))
     keeper.settle()
-    before = free(small)
+    assert_done_once_there_is_room(keeper, small, room, volume("disk", "images", **MADE[kind]))
+    assert (small / "disk").stat().st_blocks * 512 >= 40 * MIB
+
+
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_a_volume_grows_once_there_is_room(keeper, small, format, room):
+    declared = {**SPARSE, "format": format}
+    keeper.apply(dir_pool("images", small), volume("disk", "images", **declared))
+    keeper.settle()
+    write_contents(small / "disk", format)
+    was = (small / "disk").read_bytes()
+    (small.parent.parent / "was").write_bytes(was)
+    wanted = volume("disk", "images", **{**declared, **GROWN})
+    assert_done_once_there_is_room(keeper, small, room, wanted)
+    assert same_contents(small.parent.parent / "was", small / "disk", format, format)
+    assert image_info(small / "disk")["virtual-size"] == 40 * MIB
+
+
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("kind", ["clone", "converted clone", "file", "web"])
+def test_a_volume_is_filled_once_there_is_room(keeper, small, tmp_path, site, kind, room):
+    path = tmp_path / "large"
+    path.write_bytes(os.urandom(MIB) * 40)
+    file = {"file": {"path": str(path), "format": "raw"}}
+    keeper.apply(dir_pool("images", small), dir_pool("other", tmp_path / "other"))
     if kind.endswith("clone"):
-        file = {"file": {"path": str(path), "format": "raw"}}
         keeper.apply(volume("base", "other", source=file))
-        keeper.settle(12)
-        wanted = clone("disk", "base", format="qcow2" if kind.startswith("conv") else "raw")
+        format = "qcow2" if kind.startswith("conv") else "raw"
+        wanted = clone("disk", "base", format=format)
     elif kind == "file":
-        file = {"file": {"path": str(path), "format": "raw"}}
         wanted = volume("disk", "images", source=file)
     else:
         site.files["/image"] = path.read_bytes()
         http = {"url": f"{site.url}/image", "format": "raw"}
         wanted = volume("disk", "images", source={"http": http})
-    attempts(keeper, wanted)
-    assert "NoSpace" in keeper.reasons(DISK)
-    assert keeper.truth(DISK, "Stalled") is None
-    keeper.engine.stop()
-    assert keeper.engine.jobs.idle(120)
-    assert os.listdir(small) == []
-    assert before - free(small) < MIB
+    keeper.settle(12)
+    assert_done_once_there_is_room(keeper, small, room, wanted)
+    format = "qcow2" if kind.startswith("conv") else "raw"
+    assert same_contents(path, small / "disk", "raw", format)
+
+
+def upload(keeper, data):
+    def run(target, selection, work):
+        pieces = (data[start : start + MIB] for start in range(0, len(data), MIB))
+        return contents.write(target, selection, pieces, work)
+
+    wanted = Wanted(volume=DISK, command=Command.UPLOAD, selection=Selection())
+    try:
+        Transfers(keeper.engine).begin(wanted, run).outcome.result(120)
+    finally:
+        assert keeper.engine.jobs.idle(120)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("format", ["raw", "qcow2"])
+def test_an_upload_is_told_that_there_is_no_room(keeper, small, tmp_path, format, room):
+    image = tmp_path / "image"
+    if format == "raw":
+        image.write_bytes(os.urandom(MIB) * 40)
+    else:
+        make_image(image, "40M", options=["-o", "preallocation=full"])
+    declared = {"format": format, "capacity": LARGE, "allocation": "0"}
+    keeper.apply(dir_pool("images", small), volume("disk", "images", **declared))
+    keeper.settle()
+    path = small / "disk"
+    old, ballast = path.read_bytes(), Ballast(small, room)
+    with pytest.raises(errors.NoSpace):
+        upload(keeper, image.read_bytes())
+    assert os.listdir(small) == ["disk"]
+    assert path.stat().st_size == len(old)
+    if format == "qcow2":
+        assert path.read_bytes() == old
+    keeper.reconcile()
+    keeper.assert_ready(DISK)
+    ballast.drop()
+    upload(keeper, image.read_bytes())
+    assert path.read_bytes() == image.read_bytes()
+    keeper.settle()
+    keeper.assert_ready(DISK)
