@@ -114,19 +114,6 @@ def test_qcow2_options_are_in_the_image(tmp_path, run, qemu_info, probe, options
     assert creating.space_needed(request) <= allocated
 
 
-@pytest.mark.parametrize("format", ["qed", "vmdk", "vdi"])
-def test_qemu_finds_nothing_wrong(tmp_path, run, format):
-    path = make(ImageRequest(format, 10 * MIB), tmp_path / "image", run)
-    subprocess.run(["qemu-img", "check", "-q", "-f", format, str(path)], check=True)
-
-
-@pytest.mark.parametrize("size", [4096, 2 * MIB])
-def test_clusters_of_qed_can_be_chosen(tmp_path, run, qemu_info, probe, size):
-    request = ImageRequest("qed", 64 * MIB, cluster_size=size)
-    path = make(request, tmp_path / "image", run)
-    assert qemu_info(path)["cluster-size"] == probe(path).cluster_size == size
-
-
 @pytest.mark.parametrize(
     ("format", "backing_format"),
     [("qcow", "raw"), ("qcow2", "raw"), ("qcow2", "iso"), ("qcow2", "vhd"), ("qcow2", "qcow2"),

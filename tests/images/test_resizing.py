@@ -7,8 +7,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from backends import errors
 from backends.host import commands
@@ -93,25 +91,6 @@ def test_what_is_added_is_allocated_on_demand(
         resize(path, format, 9 * MIB, allocate=allocate)
         assert (allocated(path) - before >= 8 * MIB) is allocate
         assert path.read_bytes() == data + bytes(8 * MIB)
-
-
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(st.sampled_from(["raw", "qcow2"]), st.lists(st.integers(1, 4 * MIB), min_size=1, max_size=4))
-def test_any_series_of_sizes_leaves_the_data_below_the_smallest(
-    tmp_path: pathlib.Path, format: str, sizes: list[int]
-) -> None:
-    data, path = b"\xa5" * MIB, tmp_path / "image"
-    path.unlink(missing_ok=True)
-    filled(path, format, data)
-    now = MIB
-    for size in sizes:
-        resize(path, format, size, shrink=size < now)
-        now = samples.probe(path).capacity
-        assert now == (size if format == "raw" else -(-size // 512) * 512)
-    kept = min(MIB, *sizes)
-    assert content(path, format)[:kept] == data[:kept]
 
 
 @pytest.mark.parametrize("name", ["a:b", "a,b=c", ".hidden", "-f", "json:{}"])
