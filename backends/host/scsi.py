@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ HOSTS = pathlib.Path("/sys/class/scsi_host")
 
 RESCAN_SECONDS = 30.0
 """How long a host and its LUNs may take to be asked for what is new."""
+
+PROBE_SECONDS = 2.0
+"""How long a new LUN is waited for to become a disk; sd does that apart from the scan."""
 
 _ADDRESS = re.compile(r"(\d+):(\d+):(\d+):(\d+)")
 _DISK_TYPES = frozenset({"0", "5"})
@@ -84,19 +88,35 @@ def host_behind(pci_address: str, unique_id: int) -> int:
 
 def luns(directory: pathlib.Path) -> tuple[Lun, ...]:
     """Disks and CD-ROMs beneath a host, or beneath a session, in the order of their addresses."""
-    found = [lun for entry in _listed(DEVICES) if (lun := _lun(entry, directory)) is not None]
+    found = [lun for sysfs in _disks(directory) if (lun := _lun(sysfs)) is not None]
     return tuple(sorted(found, key=lambda lun: lun.address))
 
 
-def _lun(name: str, directory: pathlib.Path) -> Lun | None:
-    match = _ADDRESS.fullmatch(name)
-    sysfs = pathlib.Path(os.path.realpath(DEVICES / name))
-    if match is None or directory not in sysfs.parents:
-        return None
+def _disks(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The devices of these types beneath a directory, whether the kernel uses them yet or not."""
+    for name in _listed(DEVICES):
+        sysfs = pathlib.Path(os.path.realpath(DEVICES / name))
+        if (
+            _ADDRESS.fullmatch(name)
+            and directory in sysfs.parents
+            and attribute(sysfs / "type") in _DISK_TYPES
+        ):
+            yield sysfs
+
+
+def _is_probing(directory: pathlib.Path) -> bool:
+    """Whether a LUN beneath a directory is not yet the disk that it will be."""
+    return any(
+        attribute(sysfs / "state") == "running" and not any(_listed(sysfs / "block"))
+        for sysfs in _disks(directory)
+    )
+
+
+def _lun(sysfs: pathlib.Path) -> Lun | None:
     block = next(iter(_listed(sysfs / "block")), None)
-    if block is None or attribute(sysfs / "type") not in _DISK_TYPES:
+    if block is None:
         return None
-    host, bus, target, lun = (int(part) for part in match.groups())
+    host, bus, target, lun = (int(part) for part in sysfs.name.split(":"))
     return Lun(
         address=(host, bus, target, lun),
         sysfs=sysfs,
@@ -133,6 +153,9 @@ def rescan(directory: pathlib.Path, host: int, *, known: Sequence[Lun]) -> None:
         for lun in known:
             _write(lun.sysfs / "rescan", "1")
         _write(HOSTS / f"host{host}" / "scan", "- - -")
+        deadline = time.monotonic() + PROBE_SECONDS
+        while _is_probing(directory) and time.monotonic() < deadline:
+            time.sleep(PROBE_SECONDS / 100)
 
     mounts.bounded(work, RESCAN_SECONDS, key=f"the SCSI host host{host} ({directory.name})")
 
