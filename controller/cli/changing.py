@@ -22,7 +22,7 @@ from backends.spec import (
 )
 from controller.cli.applying import Written, foreground, see_to
 from controller.cli.objects import missing, reference
-from controller.cli.printing import put, report, say
+from controller.cli.printing import put, say
 from controller.cli.session import Session
 from controller.cli.working import Deadline, pool_of
 from controller.locking import AgentLock
@@ -51,10 +51,7 @@ def resize(
 ) -> int:
     """Change the declared capacity, and wait for it."""
     with session.store() as store:
-        volume = store.get(volume_key(name, namespace))
-        if volume is None:
-            report(missing(volume_key(name, namespace)))
-            return 1
+        volume = _volume(store, volume_key(name, namespace))
         current = volume.spec.capacity or volume.status.capacity or 0
         capacity = _new_size(size, current)
         if capacity < current and not allow_shrink:
@@ -72,6 +69,17 @@ def resize(
             kept = changed.spec.model_copy(update={"resize": volume.spec.resize})
             store.apply(_redeclared(changed, kept))
         return code
+
+
+def _volume(store: Store, key: Key) -> AnyResource:
+    """The volume that is to be changed.
+
+    :raises errors.NotFound: there is none.
+    """
+    found = store.get(key)
+    if found is None:
+        raise missing(key)
+    return found
 
 
 def _new_size(text: str, current: int) -> int:
@@ -133,10 +141,7 @@ def clone(
     if reflink not in ("Auto", "Always", "Never"):
         raise typer.BadParameter("--reflink is Auto, Always or Never.")
     with session.store() as store:
-        found = store.get(volume_key(source, namespace))
-        if found is None:
-            report(missing(volume_key(source, namespace)))
-            return 1
+        found = _volume(store, volume_key(source, namespace))
         if store.get(volume_key(new, namespace)) is not None:
             raise errors.AlreadyExists(
                 f"There is a StorageVolume {new!r}.", hint="Use another name."
@@ -172,10 +177,7 @@ def wipe(
 ) -> int:
     """Declare a wipe, and wait for its end."""
     with session.store() as store:
-        volume = store.get(volume_key(name, namespace))
-        if volume is None:
-            report(missing(volume_key(name, namespace)))
-            return 1
+        volume = _volume(store, volume_key(name, namespace))
         spec = OperationSpec(
             volume_ref=ResourceRef(name=name),
             operation="Wipe",

@@ -93,7 +93,7 @@ def upload(
             operation=operation,
             server=server,
             deadline=deadline,
-        ) as (mover),
+        ) as mover,
     ):
         taken = Checksum(selection.checksum) if selection.checksum else None
         if resume:
