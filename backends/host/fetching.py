@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from backends import errors
 from backends.base import Work
-from backends.sizes import KIB, MIB
+from backends.sizes import KIB
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,6 @@ RATE_OVER = 300.0
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LOOK = 0.2
-_ANSWER = 1 * MIB
 
 
 class _BeginAnew(Exception):
