@@ -21,6 +21,8 @@ from backends.base import (
     OpenVolume,
     Operation,
     Pool,
+    PoolFacts,
+    Presence,
     Verb,
     Volume,
     VolumeFacts,
@@ -81,7 +83,23 @@ class FoundVolumes(Backend):
         :raises errors.StorageError: the pool's source is not there or can't be reached.
         """
 
-    def observe_devices(
+    def observe_found(self, pool: Pool) -> PoolFacts:
+        """The facts of a pool whose source is there. All its space is its volumes'.
+
+        :raises errors.StorageError: as ``devices_of`` does.
+        """
+        volumes, skipped = self._observe_devices(pool)
+        total = sum(item.capacity or 0 for item in volumes.values())
+        return PoolFacts(
+            presence=Presence.PRESENT,
+            capacity=total,
+            allocation=total,
+            available=0,
+            volumes=volumes,
+            skipped=skipped,
+        )
+
+    def _observe_devices(
         self, pool: Pool
     ) -> tuple[dict[str, VolumeFacts], tuple[tuple[str, str], ...]]:
         """The volumes of a pool, and what is none for want of a lasting name, with the reason."""

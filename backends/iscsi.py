@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
@@ -76,24 +77,11 @@ class IscsiBackend(FoundVolumes):
             detail = f"the session to {session.target} is {session.state.lower() or 'gone'}"
             return PoolFacts(presence=Presence.UNREACHABLE, detail=detail, active=active)
         try:
-            self._rescan(session)
-            volumes, skipped = self.observe_devices(pool)
+            scsi.rescan(session.sysfs, session.host)
+            return replace(self.observe_found(pool), active=active)
         except errors.StorageError as error:
             detail = error.message.rstrip(".")
             return PoolFacts(presence=Presence.UNREACHABLE, detail=detail, active=active)
-        total = sum(item.capacity or 0 for item in volumes.values())
-        return PoolFacts(
-            presence=Presence.PRESENT,
-            active=active,
-            capacity=total,
-            allocation=total,
-            available=0,
-            volumes=volumes,
-            skipped=skipped,
-        )
-
-    def _rescan(self, session: Session) -> None:
-        scsi.rescan(session.sysfs, session.host, known=scsi.luns(session.sysfs))
 
     def devices_of(self, pool: Pool) -> Sequence[FoundDevice]:
         session = _session(pool)

@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backends import errors
 from backends.base import Operation, Pool, PoolFacts, PoolType, Presence
@@ -53,8 +53,8 @@ class MpathBackend(FoundVolumes):
 
     def observe(self, pool: Pool) -> PoolFacts:
         try:
-            volumes, skipped = self.observe_devices(pool)
-            health = _health() if volumes else {}
+            facts = self.observe_found(pool)
+            health = _health() if facts.volumes else {}
         except errors.StorageError as error:
             return PoolFacts(presence=Presence.UNREACHABLE, detail=error.message.rstrip("."))
         warnings = tuple(
@@ -63,18 +63,7 @@ class MpathBackend(FoundVolumes):
             for name, item in sorted(health.items())
             if item.failed
         )
-        total = sum(item.capacity or 0 for item in volumes.values())
-        return PoolFacts(
-            presence=Presence.PRESENT,
-            degraded=bool(warnings),
-            detail=" ".join(warnings),
-            warnings=warnings,
-            capacity=total,
-            allocation=total,
-            available=0,
-            volumes=volumes,
-            skipped=skipped,
-        )
+        return replace(facts, degraded=bool(warnings), detail=" ".join(warnings), warnings=warnings)
 
     def devices_of(self, pool: Pool) -> Sequence[FoundDevice]:
         return tuple(_maps())

@@ -124,19 +124,10 @@ class ScsiBackend(FoundVolumes):
                 detail = f"the SCSI host host{number} is {state}"
                 return PoolFacts(presence=Presence.UNREACHABLE, detail=detail)
             directory = scsi.host_directory(number)
-            scsi.rescan(directory, number, known=scsi.luns(directory))
-            volumes, skipped = self.observe_devices(pool)
+            scsi.rescan(directory, number)
+            return self.observe_found(pool)
         except errors.StorageError as error:
             return PoolFacts(presence=Presence.UNREACHABLE, detail=error.message.rstrip("."))
-        total = sum(item.capacity or 0 for item in volumes.values())
-        return PoolFacts(
-            presence=Presence.PRESENT,
-            capacity=total,
-            allocation=total,
-            available=0,
-            volumes=volumes,
-            skipped=skipped,
-        )
 
     def devices_of(self, pool: Pool) -> Sequence[FoundDevice]:
         number = _host(_adapter(pool))

@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from backends import errors
@@ -140,7 +140,7 @@ def serial(lun: Lun) -> str:
         return ""
 
 
-def rescan(directory: pathlib.Path, host: int, *, known: Sequence[Lun]) -> None:
+def rescan(directory: pathlib.Path, host: int) -> None:
     """Have the kernel look for LUNs that are new behind a host, and for their sizes.
 
     A LUN that its target has taken away stays, with size 0.
@@ -150,7 +150,7 @@ def rescan(directory: pathlib.Path, host: int, *, known: Sequence[Lun]) -> None:
     """
 
     def work() -> None:
-        for lun in known:
+        for lun in luns(directory):
             _write(lun.sysfs / "rescan", "1")
         _write(HOSTS / f"host{host}" / "scan", "- - -")
         deadline = time.monotonic() + PROBE_SECONDS
