@@ -276,7 +276,8 @@ def _processes_in_words(thing: _Thing, own: _Process | None) -> Iterator[str]:
                 found[process.pid] = process
                 seen.update(lock.text for lock in process.locks)
     for process in found.values():
-        yield _in_words(process)
+        if _command(process.pid):  # else it has ended since
+            yield _in_words(process)
     unnamed = False
     for lock in _locks(thing):
         if lock.text in seen or lock.pid == own_pid or lock.pid in found:
@@ -390,7 +391,7 @@ def _in_words(process: _Process) -> str:
 
 def _program(pid: int) -> str:
     """A process for people: its program, and which virtual machine it runs if it is qemu."""
-    command = _text(f"{_PROC}/{pid}/comm").strip() or "a process"
+    command = _command(pid) or "a process"
     arguments = _text(f"{_PROC}/{pid}/cmdline").split("\0")
     first = os.path.basename(arguments[0])
     program = _printable(first if first.startswith(command) else command)
@@ -400,6 +401,11 @@ def _program(pid: int) -> str:
         if machine
         else (f"{program} (pid {pid})")
     )
+
+
+def _command(pid: int) -> str:
+    """The name of a process's program (proc_pid_comm(5)); empty for one that ended."""
+    return _text(f"{_PROC}/{pid}/comm").strip()
 
 
 def _machine(arguments: list[str]) -> str:
