@@ -144,6 +144,7 @@ class FileVolumes(Backend):
             backing_path=filecontents.plain_path(chain[0]) if chain else None,
             backing_format=header.backing_format,
             backing_chain=tuple(filecontents.as_link(link) for link in chain),
+            problem=probing.MARKED_AS_CORRUPT if header.corrupt else "",
         )
 
     def granularity(self, format: str | None) -> int:

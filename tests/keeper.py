@@ -242,6 +242,14 @@ def make_image(
     )
 
 
+def mark_as_corrupt(path: Path) -> None:
+    """Set what qemu sets in a qcow2 whose metadata it found inconsistent (qcow2.txt, bit 1)."""
+    with path.open("r+b") as file:
+        file.seek(79)
+        file.write(b"\x02")
+    assert image_info(path)["format-specific"]["data"]["corrupt"]
+
+
 def marked(path: Path) -> dict[str, str]:
     """The mark on a file or directory, or nothing."""
     there = set(os.listxattr(path, follow_symlinks=False))

@@ -199,6 +199,10 @@ def described(fd: int, format: str | None, *, name: str) -> OpenVolume:
             raise errors.ImageRefused(
                 f"{name} is refused: {why}.", hint="Flatten it first: qemu-img convert."
             )
+    if header.corrupt:
+        raise errors.ImageRefused(
+            f"{name} is refused: {probing.MARKED_AS_CORRUPT}.", hint="Use another image."
+        )
     return _opened(fd, format or header.format, size, header.capacity)
 
 

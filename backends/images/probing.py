@@ -52,13 +52,10 @@ class ImageHeader:
     :param extents: further files that a vmdk descriptor says hold its data.
     :param encryption: ``luks`` or ``qcow``.
     :param payload_offset: where the data begins behind a LUKS header before a raw volume.
-    :param luks_version: 1 or 2, for such a header.
     :param compat: of qcow2: ``0.10`` or ``1.1``.
     :param cluster_size: the unit of allocation.
-    :param dirty: qcow2: reference counts need a repair; qed: a check.
-    :param corrupt: qcow2: marked as inconsistent.
+    :param corrupt: qcow2: marked as inconsistent, so that qemu does not write to it.
     :param snapshots: count of internal snapshots of a qcow2.
-    :param remark: what raw contents look like that libvirt has no format for.
     """
 
     format: str
@@ -69,15 +66,15 @@ class ImageHeader:
     extents: tuple[str, ...] = ()
     encryption: str | None = None
     payload_offset: int | None = None
-    luks_version: int | None = None
     compat: str | None = None
     cluster_size: int | None = None
     lazy_refcounts: bool | None = None
     extended_l2: bool | None = None
-    dirty: bool | None = None
     corrupt: bool | None = None
     snapshots: int | None = None
-    remark: str = ""
+
+
+MARKED_AS_CORRUPT = "qemu has marked it as corrupt; 'qemu-img check -r all' may mend it"
 
 
 @dataclass(slots=True)
@@ -153,7 +150,7 @@ def _read(image: _Image) -> ImageHeader:
     footer = image.some(image.size - SECTOR, SECTOR)
     if _is_fixed_vhd(footer, image.size):
         return _read_vhd_footer(footer)
-    return ImageHeader(format="raw", capacity=image.size, remark=_remark(image.head))
+    return ImageHeader(format="raw", capacity=image.size)
 
 
 def size(fd: int) -> int:
@@ -237,7 +234,7 @@ def _encryption(method: int) -> str | None:
 
 _QCOW2_V2_LENGTH = 72
 _QCOW2_V3_LENGTH = 104
-_DIRTY, _CORRUPT, _DATA_FILE, _EXTENDED_L2 = 1, 2, 4, 16
+_CORRUPT, _DATA_FILE, _EXTENDED_L2 = 2, 4, 16
 _LAZY_REFCOUNTS = 1
 
 
@@ -269,7 +266,6 @@ def _read_qcow2(image: _Image, version: int) -> ImageHeader:
         cluster_size=cluster_size,
         lazy_refcounts=bool(compatible & _LAZY_REFCOUNTS),
         extended_l2=bool(incompatible & _EXTENDED_L2),
-        dirty=bool(incompatible & _DIRTY),
         corrupt=bool(incompatible & _CORRUPT),
         snapshots=snapshots,
     )
@@ -320,7 +316,7 @@ def _data_file(written: bytes | None) -> str:
     return os.fsdecode((written or b"").partition(b"\0")[0])
 
 
-_QED_BACKING, _QED_CHECK, _QED_RAW_BACKING = 1, 2, 4
+_QED_BACKING, _QED_RAW_BACKING = 1, 4
 
 
 def _read_qed(image: _Image) -> ImageHeader:
@@ -338,7 +334,6 @@ def _read_qed(image: _Image) -> ImageHeader:
         backing_path=path,
         backing_format="raw" if path and features & _QED_RAW_BACKING else None,
         cluster_size=cluster_size,
-        dirty=bool(features & _QED_CHECK),
     )
 
 
@@ -500,7 +495,6 @@ def _read_luks(image: _Image) -> ImageHeader:
         capacity=max(0, image.size - offset),  # a backup of the header alone holds no data
         encryption="luks",
         payload_offset=offset,
-        luks_version=version,
     )
 
 
@@ -543,13 +537,3 @@ _MAGICS: tuple[tuple[int, bytes, Callable[[_Image], ImageHeader]], ...] = (
     (0, b"LUKS\xba\xbe", _read_luks),
     (64, b"\x7f\x10\xda\xbe", _read_vdi),
 )
-
-_REMARKS = (
-    (b"vhdxfile", "its contents look like vhdx"),
-    (b"WithoutFreeSpace", "its contents look like a Parallels image"),
-)
-"""What libvirt takes for raw, and so do we."""
-
-
-def _remark(head: bytes) -> str:
-    return next((text for magic, text in _REMARKS if head.startswith(magic)), "")

@@ -340,6 +340,8 @@ def _accept(opened: OpenVolume, header: probing.ImageHeader, backing: str | None
         raise _refused(f"It stands on another image, {header.backing_path!r}.")
     if header.data_file is not None or header.extents:
         raise _refused("Its data is in other files.")
+    if header.corrupt:
+        raise _refused(f"{probing.MARKED_AS_CORRUPT}.")
     if header.capacity > opened.capacity:
         raise _refused(
             f"Its size is {format_quantity(header.capacity)}, that of the volume "

@@ -16,7 +16,15 @@ from controller.engine import Engine
 from controller.secrets import FileSecrets
 from tests.filling.conftest import MIB, same_contents, write_contents
 from tests.importing.servers import Site, make_certificate, serving
-from tests.keeper import dir_pool, image_info, make_image, marked, volume, volume_key
+from tests.keeper import (
+    dir_pool,
+    image_info,
+    make_image,
+    mark_as_corrupt,
+    marked,
+    volume,
+    volume_key,
+)
 
 DISK = volume_key("disk")
 
@@ -198,6 +206,16 @@ def test_an_image_that_is_encrypted_is_refused(keeper, images, site, tmp_path):
     site.files["/image"] = path.read_bytes()
     start(keeper, images, from_web(site, format="qcow2"))
     assert "encrypted" in keeper.assert_stalled(DISK, "ImageRefused")
+
+
+def test_an_image_that_qemu_marked_as_corrupt_is_refused(keeper, images, site, tmp_path):
+    path = tmp_path / "image"
+    make_image(path, "8M")
+    mark_as_corrupt(path)
+    site.files["/image"] = path.read_bytes()
+    start(keeper, images, from_web(site, format="qcow2"))
+    assert "corrupt" in keeper.assert_stalled(DISK, "ImageRefused")
+    assert os.listdir(images) == []
 
 
 @pytest.mark.parametrize("format", ["vhdx", "parallels"])

@@ -10,6 +10,7 @@ from tests.keeper import (
     dir_pool,
     image_info,
     make_image,
+    mark_as_corrupt,
     marked,
     pool_key,
     tree,
@@ -107,6 +108,34 @@ def test_a_declared_image_whose_header_is_broken_is_reported_and_left_alone(keep
     assert keeper.reason(DISK) == "ProbeFailed"
     assert tree(images / "disk") == before
     keeper.assert_ready(POOL)
+
+
+def test_an_image_that_qemu_marked_as_corrupt_is_told_until_it_is_mended(keeper, images):
+    start(keeper, images, disk(format="qcow2", capacity="8Mi"))
+    path = images / "disk"
+    mark_as_corrupt(path)
+    before = tree(path)
+    keeper.apply(disk(format="qcow2", capacity="16Mi"))
+    keeper.settle()
+    assert "corrupt" in keeper.assert_retrying(DISK, "ProbeFailed")
+    assert tree(path) == before
+    subprocess.run(["qemu-img", "check", "-r", "all", path], check=True, capture_output=True)
+    keeper.settle()
+    keeper.assert_ready(DISK)
+    assert image_info(path)["virtual-size"] == 16 * 2**20
+
+
+def test_an_image_that_qemu_marked_as_corrupt_can_be_deleted(keeper, images):
+    wipe = {"algorithm": "zero"}
+    start(
+        keeper, images,
+        disk(format="qcow2", capacity="8Mi", deletion_policy="Delete", wipe_on_delete=wipe),
+    )  # fmt: skip
+    mark_as_corrupt(images / "disk")
+    keeper.delete(DISK)
+    keeper.settle()
+    assert keeper.gone(DISK)
+    assert not (images / "disk").exists()
 
 
 def test_a_volume_too_large_for_its_pool_is_not_begun(keeper, images):

@@ -20,6 +20,7 @@ from backends.base import Progress, Work
 from backends.host import kernel
 from backends.images import holes, transferring
 from backends.images.transferring import Checksum, Hole
+from tests.keeper import mark_as_corrupt
 from tests.transferring.streams import (
     BLOCK,
     KIB,
@@ -298,6 +299,13 @@ class TestImages:
         image = self.make(source, "-o", f"data_file={tmp_path}/data", str(source), "1M")
         with pytest.raises(errors.ImageRefused, match="in other files"):
             self.send(target, image)
+
+    def test_a_corrupt_image_is_refused(self, tmp_path: Path, target: Path) -> None:
+        source = tmp_path / "source"
+        self.make(source, str(source), "1M")
+        mark_as_corrupt(source)
+        with pytest.raises(errors.ImageRefused, match="corrupt"):
+            self.send(target, source.read_bytes())
 
     def test_a_larger_image_than_declared_is_refused(self, tmp_path: Path, target: Path) -> None:
         source = tmp_path / "source"
