@@ -70,16 +70,13 @@ class Snapshot:
     """A running job as it stood at one moment.
 
     :param done: bytes, of ``total``; ``total`` is 0 where it is not known.
-    :param rate: bytes per second since it began.
     :param started: RFC 3339 in UTC.
     """
 
     task: Task
     done: int
     total: int
-    rate: float
     started: str
-    cancelled: bool
 
     @property
     def percent(self) -> int:
@@ -94,31 +91,26 @@ class Job:
         self.started = now()
         self.published = Progress(done=0, total=0)
         """The progress that was last reported."""
-        self.why_cancelled = ""
         self.ended = threading.Event()
         self.work = Work(report=self._report)
         self._moved = moved
         self._every = every
-        self._begun = self._published_at = time.monotonic()
+        self._published_at = time.monotonic()
         self._progress = self.published
 
     def cancel(self, why: str) -> None:
         """Ask the job to stop; it ends soon after."""
         if not self.work.cancel.is_set():
             log.info("%s on %s is cancelled: %s", self.task.verb, self.task.target, why)
-            self.why_cancelled = why
             self.work.cancel.set()
 
     def snapshot(self) -> Snapshot:
         progress = self._progress
-        elapsed = max(time.monotonic() - self._begun, 1e-3)
         return Snapshot(
             task=self.task,
             done=progress.done,
             total=progress.total,
-            rate=progress.done / elapsed,
             started=self.started,
-            cancelled=self.work.cancel.is_set(),
         )
 
     def _report(self, progress: Progress) -> None:

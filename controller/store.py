@@ -136,8 +136,6 @@ class ResourceStore(Journal, Protocol):
         self, kind: str | None = None, namespace: str | None = None
     ) -> builtins.list[AnyResource]: ...
 
-    def by_uid(self, uid: str) -> AnyResource | None: ...
-
     def apply(self, declared: Declared, *, source: str = "") -> Applied: ...
 
     def write_status(
@@ -236,15 +234,6 @@ class Store:
         """
         with self._database.read() as connection:
             row = _row(connection, key)
-        return self._resource(row) if row else None
-
-    def by_uid(self, uid: str) -> AnyResource | None:
-        """The resource of that uid.
-
-        :raises errors.InvalidSpec: it is stored and this release can't read it.
-        """
-        with self._database.read() as connection:
-            row = connection.execute("SELECT * FROM resources WHERE uid = ?", (uid,)).fetchone()
         return self._resource(row) if row else None
 
     def list(

@@ -113,11 +113,6 @@ class LogicalVolume:
         return "thicksnapshot" in self.role
 
     @property
-    def hidden_origin(self) -> bool:
-        """Whether it is a snapshot of nothing: libvirt's sparse volume."""
-        return self.thick_snapshot and self.origin.startswith("[")
-
-    @property
     def invalid(self) -> bool:
         """Whether it is a snapshot that ran full, so that its contents are lost (lvs(8))."""
         return self.attributes[4:5] in ("I", "S")

@@ -214,12 +214,6 @@ class ClusterStore:
             if kind in (None, item.kind.name) and namespace in (None, item.metadata.namespace)
         ]
 
-    def by_uid(self, uid: str) -> AnyResource | None:
-        """The resource of that uid, where this node keeps it."""
-        with self._lock:
-            key = self._keys.get(uid)
-            return self._entries[key].resource if key else None
-
     def apply(self, declared: Declared, *, source: str = "") -> Applied:
         """Server-side apply, without taking fields from others. Volumes are bound to this node.
 

@@ -59,7 +59,6 @@ def test_what_runs_and_what_ended_can_be_read(keeper, images):
     wait_until(lambda: keeper.engine.jobs.snapshot()[0].total == 2048)
     (running,) = keeper.engine.jobs.snapshot()
     assert (running.task.verb, running.task.pool, running.percent) == ("CreateVolume", "images", 25)
-    assert running.rate > 0
     keeper.let_go()
     assert keeper.engine.jobs.snapshot() == ()
     assert keeper.engine.jobs.counts() == {("CreateVolume", "Succeeded"): 1}
