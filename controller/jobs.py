@@ -31,6 +31,9 @@ PER_NODE = 8
 REPORT_EVERY = 5.0
 """Seconds between two reports of a job's progress, which each are a write to the store."""
 
+FIRST_REPORT = 1.0
+"""Seconds until the first one, so that who waits for a job of seconds sees that it moves."""
+
 Attempt = tuple[object, ...]
 """What is declared, in the form in which a job tried it: another one is worth another try."""
 
@@ -95,7 +98,7 @@ class Job:
         self.work = Work(report=self._report)
         self._moved = moved
         self._every = every
-        self._published_at = time.monotonic()
+        self._report_at = time.monotonic() + min(FIRST_REPORT, every)
         self._progress = self.published
 
     def cancel(self, why: str) -> None:
@@ -116,9 +119,9 @@ class Job:
     def _report(self, progress: Progress) -> None:
         self._progress = progress
         moment = time.monotonic()
-        if moment - self._published_at < self._every or _same(progress, self.published):
+        if moment < self._report_at or _same(progress, self.published):
             return
-        self.published, self._published_at = progress, moment
+        self.published, self._report_at = progress, moment + self._every
         try:
             self._moved(self)
         except errors.StorageError as error:  # the work is what counts
@@ -157,8 +160,8 @@ class _Pool:
 class Jobs:
     """All jobs of an agent. Safe to use from several threads.
 
-    :param moved: told of a job's progress, in the job's thread, at most every ``report_every``
-        seconds.
+    :param moved: told of a job's progress, in the job's thread, after ``FIRST_REPORT`` seconds and
+        then at most every ``report_every``.
     """
 
     def __init__(

@@ -2,15 +2,18 @@
 
 import os
 import threading
+import types
+from unittest import mock
 
 import pytest
 
 from backends import errors
 from backends.base import Progress
+from controller import jobs as jobs_module
 from controller import retrying
 from controller.agent import Agent
 from controller.engine import Engine
-from controller.jobs import Jobs
+from controller.jobs import FIRST_REPORT, REPORT_EVERY, Job, Jobs
 from tests.jobs.conftest import PATIENCE, SlowBackend, wait_until
 from tests.keeper import dir_pool, pool_key, volume, volume_key
 
@@ -100,6 +103,17 @@ def test_progress_is_written_only_now_and_then_and_only_where_the_percentage_mov
     assert [item.done for item in moved] == [0]
     report(Progress(done=1000, total=100_000))
     assert [item.done for item in moved] == [0, 1000]
+
+
+def test_progress_is_written_soon_at_first_and_then_every_few_seconds(keeper, images, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(jobs_module, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    moved = []
+    job = Job(mock.sentinel.task, lambda job: moved.append(clock[0] - 100), REPORT_EVERY)
+    for step in range(200):
+        clock[0] = 100 + step / 10
+        job.work.report(Progress(done=step, total=200))
+    assert moved == pytest.approx([FIRST_REPORT + REPORT_EVERY * turn for turn in range(4)])
 
 
 def test_no_more_jobs_run_at_once_than_there_is_room_for_and_all_have_their_turn(keeper, images):
