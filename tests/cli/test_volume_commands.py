@@ -298,7 +298,7 @@ def test_a_wipe_that_is_interrupted_is_cancelled(poolkeeper, write, pool, volume
     manifest = write("a.yaml", pool(), volume("disk", capacity="512Mi", allocation="512Mi"))
     assert poolkeeper("apply", "-f", manifest, "--wait").code == 0
     with (images / "disk").open("r+b") as file:  # what was never written need not be wiped
-        file.write(os.urandom(256 * 2**20))
+        file.write(os.urandom(512 * 2**20))
     process = subprocess.Popen(
         poolkeeper.argv("volume", "wipe", "disk", "--algorithm", "gutmann"),
         env=poolkeeper.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
