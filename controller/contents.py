@@ -93,9 +93,12 @@ def read(
 def wipe(target: Target, algorithm: wiping.Algorithm, work: Work) -> None:
     """Overwrite the contents, all of the file or device; an image is made anew, empty."""
     pool, volume, backend = target.pool, target.volume, target.backend
+    made_anew = is_image(volume) or volume.spec.encryption is not None
     with backend.open_volume(pool, bare(volume), write=True) as opened:
         wiping.wipe(opened, algorithm, work)
-    if is_image(volume) or volume.spec.encryption is not None:
+        if made_anew:
+            wiping.give_back(opened)
+    if made_anew:
         # A clone's capacity is its source's where none is declared, and that may have gone.
         known = volume.capacity or target.resource.status.capacity or target.facts.capacity
         backend.remake_volume(pool, replace(volume, capacity=known, source=None), work)

@@ -124,6 +124,17 @@ def wipe(opened: OpenVolume, algorithm: Algorithm, work: Work) -> None:
             _overwrite(fd, opened.size, algorithm, work)
 
 
+def give_back(opened: OpenVolume) -> None:
+    """Give a wiped file's space back to its file system, so that what takes its place has room.
+
+    A first block stays: by that a mark knows the file where the file system has no attributes.
+    """
+    fd = opened.fd
+    if fd is not None and modes.S_ISREG(os.fstat(fd).st_mode) and opened.size > BLOCK:
+        with errors.translated(f"empty {opened.path}"):
+            os.ftruncate(fd, BLOCK)
+
+
 def _overwrite(fd: int, size: int, algorithm: Algorithm, work: Work) -> None:
     is_file = modes.S_ISREG(os.fstat(fd).st_mode)
     sparse = is_file and os.fstat(fd).st_blocks * 512 < size

@@ -2,6 +2,7 @@
 room."""
 
 import os
+import random
 
 import pytest
 
@@ -12,7 +13,15 @@ from controller.contents import Selection
 from controller.secrets import FileSecrets
 from controller.transfers import Transfers, Wanted
 from tests.filling.conftest import clone, same_contents, write_contents
-from tests.keeper import dir_pool, image_info, make_image, volume, volume_key
+from tests.keeper import (
+    dir_pool,
+    image_info,
+    make_image,
+    operation,
+    operation_key,
+    volume,
+    volume_key,
+)
 
 DISK = volume_key("disk")
 KIB, MIB = 2**10, 2**20
@@ -188,3 +197,54 @@ def test_an_upload_is_told_that_there_is_no_room(keeper, small, tmp_path, format
     assert path.read_bytes() == image.read_bytes()
     keeper.settle()
     keeper.assert_ready(DISK)
+
+
+WIPED = {
+    "raw": {},
+    "qcow2": {"format": "qcow2"},
+    "qcow2, written": {"format": "qcow2", "preallocation": "Full"},
+    "encrypted raw": LUKS,
+    "encrypted qcow2": {"format": "qcow2", **LUKS},
+}
+NEXT_TO_NOTHING = 64 * KIB
+
+
+@pytest.mark.parametrize("algorithm", ["random", "trim"])
+@pytest.mark.parametrize("kind", WIPED)
+def test_a_wipe_needs_next_to_no_room(keeper, small, kind, algorithm):
+    declared = {"capacity": SMALL, **WIPED[kind]}
+    keeper.apply(dir_pool("images", small), volume("disk", "images", **declared))
+    keeper.settle()
+    path, secret = small / "disk", random.Random(3).randbytes(MIB)
+    with path.open("r+b") as file:
+        file.seek(4 * MIB)
+        file.write(secret)
+    Ballast(small, NEXT_TO_NOTHING)
+    attempts(keeper, operation("gone", "disk", "Wipe", wipe={"algorithm": algorithm}))
+    assert keeper.get(operation_key("gone")).status.phase == "Succeeded"
+    assert secret[:4096] not in path.read_bytes()
+    keeper.settle()
+    keeper.assert_ready(DISK)
+    assert os.listdir(small) == ["disk"]
+
+
+def test_shared_extents_are_wiped_once_there_is_room_for_them(keeper, mounted):
+    small = mounted("xfs") / "images"
+    wiped = {"deletion_policy": "Delete", "wipe_on_delete": {"algorithm": "random"}}
+    keeper.apply(dir_pool("images", small), volume("disk", "images", capacity=LARGE, **wiped))
+    keeper.settle()
+    contents = random.Random(3).randbytes(40 * MIB)
+    (small / "disk").write_bytes(contents)
+    keeper.apply(clone("copy", "disk", reflink="Always"))
+    keeper.settle()
+    ballast = Ballast(small, 20 * MIB)
+    keeper.delete(DISK)
+    attempts(keeper)
+    keeper.assert_retrying(DISK, "NoSpace")
+    assert "NoSpace" in keeper.reasons(DISK)
+    assert (small / "disk").stat().st_size == 40 * MIB
+    ballast.drop()
+    keeper.settle()
+    assert keeper.gone(DISK)
+    assert os.listdir(small) == ["copy"]
+    assert (small / "copy").read_bytes() == contents
