@@ -47,6 +47,7 @@ def begun(stage: Directory, name: str, volume: Volume, *, size: int) -> Iterator
     :raises errors.Conflict: they are not there.
     """
     fd = _kept(stage, name, volume, size) if size else _new(stage, name)
+    encryption = volume.spec.encryption
     try:
         yield OpenVolume(
             fd=fd,
@@ -56,6 +57,7 @@ def begun(stage: Directory, name: str, volume: Volume, *, size: int) -> Iterator
             format=volume.format,
             size=size,
             capacity=volume.capacity or 0,
+            encryption=encryption.format if encryption is not None else None,
         )
     finally:
         os.close(fd)

@@ -340,6 +340,10 @@ def _accept(opened: OpenVolume, header: probing.ImageHeader, backing: str | None
         raise _refused(f"It stands on another image, {header.backing_path!r}.")
     if header.data_file is not None or header.extents:
         raise _refused("Its data is in other files.")
+    if header.encryption and not opened.encryption:
+        raise _refused("It is encrypted, and the volume is declared without encryption.")
+    if opened.encryption and not header.encryption:
+        raise _refused("It is not encrypted, and the volume is declared to be.")
     if header.corrupt:
         raise _refused(f"{probing.MARKED_AS_CORRUPT}.")
     if header.capacity > opened.capacity:

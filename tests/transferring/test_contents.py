@@ -251,9 +251,16 @@ class TestImages:
         return path.read_bytes()
 
     def send(
-        self, target: Path, data: bytes, *, format: str = "qcow2", backing: str | None = None
+        self,
+        target: Path,
+        data: bytes,
+        *,
+        format: str = "qcow2",
+        backing: str | None = None,
+        encryption: str | None = None,
     ) -> None:
-        with opened(target, format=format, capacity=64 * MIB) as volume:
+        facts = {"format": format, "encryption": encryption}
+        with opened(target, capacity=64 * MIB, **facts) as volume:
             span = transferring.writable(volume)
             writer = transferring.Writer(volume, span, Work(), backing=backing)
             for start in range(0, len(data), 100_000):
@@ -299,6 +306,19 @@ class TestImages:
         image = self.make(source, "-o", f"data_file={tmp_path}/data", str(source), "1M")
         with pytest.raises(errors.ImageRefused, match="in other files"):
             self.send(target, image)
+
+    @pytest.mark.parametrize("encrypted", [True, False])
+    def test_an_image_is_encrypted_where_the_volume_is(
+        self, tmp_path: Path, target: Path, encrypted: bool
+    ) -> None:
+        source = tmp_path / "source"
+        options = ["encrypt.format=luks", "encrypt.key-secret=s", "encrypt.iter-time=10"]
+        secret = ["--object", "secret,id=s,data=geheim", "-o", ",".join(options)]
+        image = self.make(source, *(secret if encrypted else ()), str(source), "1M")
+        with pytest.raises(errors.ImageRefused, match="encrypt"):
+            self.send(target, image, encryption=None if encrypted else "luks")
+        self.send(target, image, encryption="luks" if encrypted else None)
+        assert target.read_bytes() == image
 
     def test_a_corrupt_image_is_refused(self, tmp_path: Path, target: Path) -> None:
         source = tmp_path / "source"
