@@ -21,6 +21,7 @@ from controller.examining import PoolExamination
 from controller.resources import API_VERSION, REQUESTED_AT, AnyResource, Key
 from controller.store import FILE_NAME, Event, Store
 from controller.summarising import condition
+from tests.images import samples
 
 NODE = "here"
 BOOT = "boot-1"
@@ -237,9 +238,7 @@ def image_info(path: Path) -> dict[str, Any]:
 def make_image(
     path: Path, size: str, *, format: str = "qcow2", options: Iterable[str] = ()
 ) -> None:
-    subprocess.run(
-        ["qemu-img", "create", "-q", "-f", format, *options, str(path), size], check=True
-    )
+    samples.qemu_img("create", "-q", "-f", format, *options, path, size)
 
 
 def mark_as_corrupt(path: Path) -> None:

@@ -20,6 +20,7 @@ from backends.base import Progress, Work
 from backends.host import kernel
 from backends.images import holes, transferring
 from backends.images.transferring import Checksum, Hole
+from tests.images import samples
 from tests.keeper import mark_as_corrupt
 from tests.transferring.streams import (
     BLOCK,
@@ -247,7 +248,7 @@ class TestImages:
     """Images with a header are looked at before anybody else can open them."""
 
     def make(self, path: Path, *arguments: str, format: str = "qcow2") -> bytes:
-        subprocess.run(["qemu-img", "create", "-q", "-f", format, *arguments], check=True)
+        samples.qemu_img("create", "-q", "-f", format, *arguments)
         return path.read_bytes()
 
     def send(
