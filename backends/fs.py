@@ -39,7 +39,13 @@ from backends.host.marks import Mark
 from backends.host.mounts import Mount
 from backends.host.needs import Needs
 from backends.host.signatures import Contents
-from backends.mountedvolumes import MountedVolumes, MountRequest, mount_facts
+from backends.mountedvolumes import (
+    MountedVolumes,
+    MountRequest,
+    Unmount,
+    Unmounting,
+    mount_facts,
+)
 from backends.schema import Model, Text, Xml
 from backends.spec import Device, FileFormat, Permissions
 
@@ -69,6 +75,7 @@ class FsSource(Model):
     mount_options: MountOptions = Field(
         (), max_length=64, description="Mount options beside nodev, nosuid and noexec."
     )
+    unmount: Unmounting = Unmount.WHEN_FREE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +142,9 @@ class FsBackend(MountedVolumes):
         return MountRequest(
             source=source.device.path, filesystem=kind, options=source.mount_options
         )
+
+    def unmounting(self, pool: Pool) -> Unmount:
+        return _source(pool).unmount
 
     def mismatch(self, pool: Pool, mount: Mount) -> str:
         try:

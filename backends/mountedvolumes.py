@@ -8,9 +8,13 @@ every step opens the target anew and checks that it stands on the pool's own mou
 from __future__ import annotations
 
 import abc
+import enum
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+from pydantic import Field
 
 from backends import errors
 from backends.base import Pool, PoolFacts, Presence, Verb, Volume
@@ -33,6 +37,20 @@ SAFE_OPTIONS = ("nodev", "nosuid", "noexec")
 
 _POINT_MODE = 0o700
 """Of a target that we make: while nothing is mounted there, nobody else is to write in it."""
+
+
+class Unmount(enum.StrEnum):
+    WHEN_FREE = "WhenFree"
+    LAZY = "Lazy"
+
+
+Unmounting = Annotated[
+    Unmount,
+    Field(
+        description="How the pool is unmounted: WhenFree waits until nobody uses it and its device "
+        "or server answers; Lazy detaches it at once, and who has files open in it keeps them."
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +80,10 @@ class MountedVolumes(FileVolumes):
     @abc.abstractmethod
     def request(self, pool: Pool) -> MountRequest:
         """What to mount, without secrets."""
+
+    @abc.abstractmethod
+    def unmounting(self, pool: Pool) -> Unmount:
+        """How the pool is to be unmounted."""
 
     @abc.abstractmethod
     def mismatch(self, pool: Pool, mount: Mount) -> str:
@@ -133,7 +155,7 @@ class MountedVolumes(FileVolumes):
         if volume is None and verb is Verb.START_POOL:
             return (self.request(pool).argv(target),)
         if volume is None and verb is Verb.STOP_POOL:
-            return (("umount", target),)
+            return (self._unmount_command(pool, target),)
         return super().commands(verb, pool, volume)
 
     def start(self, pool: Pool) -> None:
@@ -213,11 +235,11 @@ class MountedVolumes(FileVolumes):
     def unmount(self, pool: Pool, mount: Mount) -> None:
         """Unmount what is at the target.
 
-        :raises errors.InUse: somebody uses it; it is never unmounted lazily or by force.
+        :raises errors.InUse: somebody uses it, and the pool does not say ``unmount: Lazy``.
         """
         try:
             commands.run(
-                ("umount", mount.mount_point),
+                self._unmount_command(pool, mount.mount_point),
                 timeout=min(MOUNT_SECONDS, self.context.command_timeout),
             )
         except errors.CommandFailed as error:
@@ -229,8 +251,13 @@ class MountedVolumes(FileVolumes):
                 raise
             raise errors.InUse(
                 f"{mount.mount_point} can't be unmounted: {_named(using)}.",
-                hint="Stop what uses it. It is tried again, and never unmounted by force.",
+                hint="Stop what uses it; it is tried again. To detach it all the same, set unmount "
+                "to Lazy.",
             ) from error
+
+    def _unmount_command(self, pool: Pool, mount_point: str) -> tuple[str, ...]:
+        lazy = self.unmounting(pool) is Unmount.LAZY
+        return ("umount", *(("--lazy",) if lazy else ()), mount_point)
 
     def _open(self, pool: Pool) -> Directory:
         """The root of the pool's mounted file system, and of nothing else."""

@@ -20,7 +20,13 @@ from backends.base import Operation, Pool, PoolFacts, PoolType, Presence
 from backends.host import commands
 from backends.host.mounts import Mount
 from backends.host.needs import Needs
-from backends.mountedvolumes import MountedVolumes, MountRequest, mount_facts
+from backends.mountedvolumes import (
+    MountedVolumes,
+    MountRequest,
+    Unmount,
+    Unmounting,
+    mount_facts,
+)
 from backends.schema import Form, Model, Rule, Text, Xml
 from backends.spec import FileFormat, Host, Hosts, SecretRef, SourceQuery
 
@@ -83,6 +89,7 @@ class NetfsSource(Model):
     mount_options: Annotated[tuple[Text, ...], Xml("fs:mount_opts/fs:option/@name")] = Field(
         (), max_length=64, description="Mount options beside nodev, nosuid and noexec."
     )
+    unmount: Unmounting = Unmount.WHEN_FREE
 
 
 _FILESYSTEMS = {
@@ -117,6 +124,9 @@ class NetfsBackend(MountedVolumes):
             filesystem="" if source.format == "auto" else source.format,
             options=(*_own_options(source, host), *source.mount_options),
         )
+
+    def unmounting(self, pool: Pool) -> Unmount:
+        return _source(pool).unmount
 
     def mismatch(self, pool: Pool, mount: Mount) -> str:
         source = _source(pool)

@@ -289,6 +289,33 @@ def test_a_stopped_pool_is_unmounted_and_its_own_mount_point_goes(keeper, target
     assert os.listdir(made) == ["disk"]
 
 
+@pytest.mark.parametrize("kind", ["nfs", "gluster"])
+def test_a_pool_whose_server_is_down_is_detached_where_it_is_asked_for(
+    keeper, target, request, monkeypatch, kind
+):
+    monkeypatch.setattr(mountedvolumes, "LOOK_SECONDS", 5.0)
+    server = request.getfixturevalue(kind)
+    if kind == "nfs":
+        server.directory("detached")
+        declared = declaration(target, "/detached", netfs={"unmount": "Lazy"})
+        stop, start = server.stop, server.start
+    else:
+        declared = on_gluster(target, server, netfs={"unmount": "Lazy"})
+        stop, start = server.silence, server.speak
+    apply(keeper, declared, volume("disk", "images", capacity="1Mi"))
+    keeper.assert_ready(POOL, DISK)
+    stop()
+    try:
+        apply(keeper, {**declared, "spec": {**declared["spec"], "state": "Inactive"}})
+        assert keeper.get(POOL).status.state == "Inactive"
+        keeper.assert_ready(POOL)
+        assert not os.path.ismount(target)
+    finally:
+        start()
+    keeper.apply(declared)
+    wait_until(lambda: keeper.reconcile() and keeper.truth(DISK, "Ready") == "True", 120)
+
+
 def exports(tmp_path, server):
     backend = NetfsBackend(BackendContext(marks=MarkStore(tmp_path / "state")))
     found = backend.find_sources(SourceQuery(type="netfs", host=Host(name=server)))

@@ -334,6 +334,20 @@ def test_a_pool_in_use_is_not_unmounted_and_says_who_uses_it(keeper, host):
     keeper.assert_ready(POOL)
 
 
+def test_a_pool_in_use_is_detached_where_it_is_asked_for_by_name(keeper, host):
+    host.insert()
+    apply(keeper, host, volume("disk", "images", capacity="1Mi"))
+    with (host.target / "disk").open("r+b") as held:
+        apply(keeper, host, state="Inactive", fs={"unmount": "Lazy"})
+        keeper.assert_ready(POOL)
+        assert keeper.get(POOL).status.state == "Inactive"
+        assert host.mounts() == []
+        held.write(b"kept")
+    apply(keeper, host, state="Active", fs={"unmount": "Lazy"})
+    keeper.assert_ready(POOL, DISK)
+    assert (host.target / "disk").read_bytes()[:4] == b"kept"
+
+
 def test_another_disk_in_its_place_stalls_the_pool_until_it_is_declared(keeper, host):
     node = host.insert()
     disk = volume("disk", "images", capacity="1Mi", recreation="IfMissing")
