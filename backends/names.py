@@ -12,8 +12,6 @@ MAX_NAME_BYTES = 255
 RESERVED_PREFIX = ".poolkeeper"
 """Names that start so are ours: the staging directory of a pool, and what stands in it."""
 
-NAME_PATTERN = r"^[^/\x00-\x1f\x7f]+$"
-
 
 def check_name(name: str, *, what: str) -> str:
     """Return ``name`` if it may stand as one path component and as an argument of a command.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import struct
 
@@ -10,9 +9,6 @@ from backends.host import kernel
 
 FS_NOCOW_FL = 0x00800000
 """The file is not copied on write (btrfs); for a directory, new files in it."""
-
-NO_SUCH_FLAG = (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL)
-"""What a file system answers that has no such flags, or not this one."""
 
 _WORD = struct.calcsize("l")
 

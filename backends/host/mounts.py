@@ -126,25 +126,6 @@ def _uppermost(table: list[Mount], mount_point: str) -> Mount | None:
     return at_point[-1] if at_point else None
 
 
-def mount_of(path: str | os.PathLike[str]) -> Mount:
-    """The mount that a path stands on, following links.
-
-    It looks at the path, and may hang on a dead server (see ``bounded``).
-
-    :raises errors.StorageError: the path is not there or can't be reached.
-    """
-    try:
-        fd = os.open(path, os.O_PATH)
-    except FileNotFoundError as error:
-        raise errors.NotFound(f"{os.fspath(path)} is not there.") from error
-    except OSError as error:
-        raise errors.from_os_error(error, doing=f"look up {os.fspath(path)}") from error
-    try:
-        return mount_of_descriptor(fd)
-    finally:
-        os.close(fd)
-
-
 def mount_of_descriptor(fd: int) -> Mount:
     """The mount that an open file stands on; ``O_PATH`` is enough.
 

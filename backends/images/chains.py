@@ -33,17 +33,12 @@ class BackingLink:
     capacity: int | None = None
 
 
-def link_to(path: str, format: str | None) -> BackingLink:
-    """Look at one image of a known format.
+def links(path: str, format: str | None) -> tuple[BackingLink, ...]:
+    """An image of a known format and all that it stands on, as ``chain`` has them.
 
     :param path: absolute.
     :param format: libvirt's name; None is taken for raw, as libvirt does: it is never guessed.
     """
-    return _follow(path, format).link
-
-
-def links(path: str, format: str | None) -> tuple[BackingLink, ...]:
-    """An image of a known format and all that it stands on, as ``chain`` has them."""
     first = _follow(path, format)
     below = _below(first.header, os.path.dirname(path)) if first.header is not None else ()
     return (first.link, *below)

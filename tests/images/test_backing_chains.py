@@ -145,7 +145,7 @@ def test_a_format_that_is_not_given_is_not_guessed(tmp_path, image):
     header = ImageHeader(format="qcow2", capacity=MIB, backing_path=str(low))
     (link,) = chains.chain(header, str(tmp_path))
     assert (link.format, link.capacity) == ("raw", low.stat().st_size)
-    assert chains.link_to(str(low), None) == link
+    assert chains.links(str(low), None)[0] == link
 
 
 def test_a_header_of_another_format_is_a_problem(tmp_path, image, chain):
@@ -185,7 +185,7 @@ def test_what_is_no_file_is_not_opened(tmp_path, make):
     path = tmp_path / "thing"
     make(path)
     for format in ("raw", "qcow2"):
-        link = chains.link_to(str(path), format)
+        link = chains.links(str(path), format)[0]
         assert link.present is False
         assert "neither a file nor a block device" in link.problem
 
@@ -199,7 +199,7 @@ def test_a_character_device_is_not_opened(monkeypatch):
         return fd
 
     monkeypatch.setattr(os, "open", noting)
-    assert chains.link_to("/dev/null", "raw").present is False
+    assert chains.links("/dev/null", "raw")[0].present is False
     assert opened == [(True, True)], "a device was opened for more than a look"
 
 
@@ -243,7 +243,7 @@ def test_a_block_device_can_be_stood_on(tmp_path, image, chain):
         assert chain(image(tmp_path / "top", on=device, of="qcow2")) == (
             BackingLink(device, "qcow2", True, "", 7 * MIB),
         )
-        raw = chains.link_to(device, "raw")
+        raw = chains.links(device, "raw")[0]
         assert (raw.present, raw.capacity) == (True, low.stat().st_size // 512 * 512)
     finally:
         subprocess.run(["losetup", "-d", device], check=True)

@@ -105,7 +105,7 @@ import os, sys
 from backends.images import chains
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
-print(chains.link_to("base", "qcow2"))
+print(chains.links("base", "qcow2")[0])
 """
 
 
