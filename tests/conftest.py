@@ -6,6 +6,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -14,6 +15,10 @@ import pytest
 
 hypothesis.settings.register_profile("poolkeeper", deadline=None)  # a slow machine fails no test
 hypothesis.settings.load_profile("poolkeeper")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell lets what it runs in the background ignore it, and so would all that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SIZE = 128 * 2**20
 _SIZES = {"xfs": 320 * 2**20}
