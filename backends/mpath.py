@@ -63,7 +63,17 @@ class MpathBackend(FoundVolumes):
             for name, item in sorted(health.items())
             if item.failed
         )
-        return replace(facts, degraded=bool(warnings), detail=" ".join(warnings), warnings=warnings)
+        volumes = {
+            name: replace(item, problem=item.problem or _problem(health.get(name)))
+            for name, item in facts.volumes.items()
+        }
+        return replace(
+            facts,
+            degraded=bool(warnings),
+            detail=" ".join(warnings),
+            warnings=warnings,
+            volumes=volumes,
+        )
 
     def devices_of(self, pool: Pool) -> Sequence[FoundDevice]:
         return tuple(_maps())
@@ -101,6 +111,10 @@ def parse_status(text: str) -> Iterator[tuple[str, Health]]:
                     failed=tuple(_node(number) for number, state in paths if state == "F"),
                 ),
             )
+
+
+def _problem(health: Health | None) -> str:
+    return "none of its paths works" if health and not health.working else ""
 
 
 def _node(number: str) -> str:

@@ -283,7 +283,7 @@ class Examiner:
             pool,
             volume,
             found.facts,
-            VolumeHistory(seen=resource.status.origin is not None),
+            VolumeHistory(seen=resource.status.origin is not None, key=resource.status.key),
             backend=backend,
             live_marks=world.marks,
             dependents=standing,

@@ -415,10 +415,12 @@ def progress_of(job: Job) -> Progress:
 
 
 def _volume_figures(facts: VolumeFacts, resource: AnyResource) -> dict[str, Any]:
+    former = resource.status
     ours = facts.mark is not None and facts.mark.resource == str(resource.key)
+    lost = former.origin is not None and not ours
     return {
         "type": facts.type,
-        "key": facts.key,
+        "key": former.key if lost else facts.key,
         "path": facts.path,
         "capacity": facts.capacity,
         "allocation": facts.allocation,
@@ -429,8 +431,9 @@ def _volume_figures(facts: VolumeFacts, resource: AnyResource) -> dict[str, Any]
         "encryption": facts.encryption,
         "permissions": _permissions(facts.permissions),
         "source_devices": tuple(_source_devices(facts.extents[:MAX_EXTENTS])),
-        # Kept where something else stands there now: what was ours and goes is not made anew.
-        "origin": facts.mark.origin if facts.mark and ours else resource.status.origin,
+        # As the key, kept where something else stands there now: what was ours and goes is neither
+        # made anew nor taken for what came in its place.
+        "origin": facts.mark.origin if facts.mark and ours else former.origin,
         "backing_chain": tuple(
             BackingLink(
                 path=link.path, format=link.format, present=link.present, capacity=link.capacity

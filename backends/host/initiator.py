@@ -135,14 +135,17 @@ def own_name() -> str:
     """The host's initiator name.
 
     :raises errors.NotFound: it has none yet.
+    :raises errors.PermissionRefused: its file is for root alone, as that of Debian is.
     """
     try:
         text = _NAME_FILE.read_text()
-    except OSError as error:
+    except FileNotFoundError as error:
         raise errors.NotFound(
-            f"The host has no iSCSI initiator name: {_NAME_FILE} can't be read.",
+            f"The host has no iSCSI initiator name: {_NAME_FILE} is not there.",
             hint="Install open-iscsi, or give source.initiator.",
         ) from error
+    except OSError as error:
+        raise errors.from_os_error(error, doing=f"read {_NAME_FILE}") from error
     match = re.search(r"^InitiatorName=(\S+)", text, re.MULTILINE)
     if match is None:
         raise errors.NotFound(
@@ -406,6 +409,10 @@ def _forget(target: str, interface: str) -> None:
 def _iscsiadm(
     mode: str, *arguments: str, expected: Sequence[int] | range = (0,)
 ) -> commands.Completed:
+    if os.geteuid() != 0:  # iscsid serves root alone, and iscsiadm tells of a lock file
+        raise errors.PermissionRefused(
+            "Only root may ask open-iscsi for anything.", hint="Run the agent as root."
+        )
     return commands.run(
         ("iscsiadm", "-m", mode, *arguments), timeout=_COMMAND_SECONDS, expected=expected
     )

@@ -150,14 +150,28 @@ def rescan(directory: pathlib.Path, host: int) -> None:
     """
 
     def work() -> None:
-        for lun in luns(directory):
-            _write(lun.sysfs / "rescan", "1")
+        changed = [lun for lun in luns(directory) if _asked_again(lun)]
         _write(HOSTS / f"host{host}" / "scan", "- - -")
         deadline = time.monotonic() + PROBE_SECONDS
         while _is_probing(directory) and time.monotonic() < deadline:
             time.sleep(PROBE_SECONDS / 100)
+        if changed:
+            devices.settle()
 
     mounts.bounded(work, RESCAN_SECONDS, key=f"the SCSI host host{host} ({directory.name})")
+
+
+def _asked_again(lun: Lun) -> bool:
+    """Have the kernel ask a LUN for its size and name; whether it is another disk now.
+
+    The kernel tells udev nothing of that, and the node would keep the links of the former disk.
+    """
+    known = attribute(lun.sysfs / "wwid")
+    _write(lun.sysfs / "rescan", "1")
+    if attribute(lun.sysfs / "wwid") == known:
+        return False
+    _write(lun.sysfs / "block" / lun.node.removeprefix("/dev/") / "uevent", "change")
+    return True
 
 
 def _write(path: pathlib.Path, text: str) -> None:

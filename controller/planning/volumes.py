@@ -17,9 +17,14 @@ from controller.planning.permissions import plan_permissions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeHistory:
-    """What an earlier look left in status: whether the volume has been there and ours."""
+    """What an earlier look left in status.
+
+    :param seen: whether the volume has been there and ours.
+    :param key: of it as it was then.
+    """
 
     seen: bool
+    key: str | None = None
 
 
 def plan_volume(
@@ -54,12 +59,14 @@ def plan_volume(
         else:
             plan_creation(draft, facts, seen=history.seen)
         return draft.finish()
-    if _plan_volume_ownership(draft, observed, set(live_marks)):
+    if _plan_volume_ownership(draft, observed, history, set(live_marks)):
         _plan_volume_changes(draft, observed, facts, dependents)
     return draft.finish()
 
 
-def _plan_volume_ownership(draft: VolumeDraft, observed: VolumeFacts, live_marks: set[str]) -> bool:
+def _plan_volume_ownership(
+    draft: VolumeDraft, observed: VolumeFacts, history: VolumeHistory, live_marks: set[str]
+) -> bool:
     """Plan taking over; true where the volume is ours and may be changed."""
     volume = draft.volume
     if observed.problem:
@@ -78,6 +85,9 @@ def _plan_volume_ownership(draft: VolumeDraft, observed: VolumeFacts, live_marks
         return _plan_return(draft, observed)
     if owner is Owner.OTHER:
         draft.refusals.append(owned_by_other(observed.path, observed.mark))
+        return False
+    if draft.pool.type.finds_volumes and history.seen and history.key not in (None, observed.key):
+        draft.refusals.append(_another_device(volume, observed, history))
         return False
     if volume.spec.adoption is Adoption.NEVER:
         draft.refusals.append(
@@ -104,6 +114,16 @@ def _plan_volume_ownership(draft: VolumeDraft, observed: VolumeFacts, live_marks
         draft, Verb.SET_VOLUME_PERMISSIONS, volume.permissions, observed, prefix="permissions"
     )
     return False
+
+
+def _another_device(
+    volume: Volume, observed: VolumeFacts, history: VolumeHistory
+) -> errors.DeviceChanged:
+    return errors.DeviceChanged(
+        f"Volume {volume.name!r} was {history.key}, and what is there now is {observed.key}.",
+        hint="Nothing was changed. Bring the right one back, or delete the resource and declare it "
+        "anew for what is there.",
+    )
 
 
 def _plan_return(draft: VolumeDraft, observed: VolumeFacts) -> bool:

@@ -19,7 +19,7 @@ from backends.host.marks import MarkStore
 from backends.registry import pool_type
 from backends.spec import Host, SourceQuery
 from controller.secrets import FileSecrets
-from tests.keeper import Keeper, pool, pool_key, volume, volume_key
+from tests.keeper import Keeper, pool, pool_key, run_in_child, volume, volume_key
 from tests.lab import targets
 from tests.lab.spare import IN_GUEST, MIB, run
 from tests.lab.targets import Disk, Target, sessions, wait_until
@@ -160,6 +160,30 @@ def test_luns_that_come_grow_and_go_are_seen(
     target.give(1, disks[1])
     keeper.settle()
     keeper.assert_ready(LUN1)
+
+
+def test_another_lun_under_the_same_number_is_not_the_volume(
+    keeper: Keeper, target: Target, disks: list[Disk], tmp_path: Path
+) -> None:
+    declared = volume("lun1", "san", volume_name="unit:0:0:1", capacity="32Mi")
+    start(keeper, san(), declared)
+    known = keeper.get(LUN1).status.key
+    other = Disk(tmp_path, "other", 32 * MIB)
+    target.take(1)
+    target.give(1, other)
+    try:
+        keeper.settle()
+        assert known in keeper.assert_stalled(LUN1, "DeviceChanged")
+        links = {item.name for item in Path("/dev/disk/by-id").iterdir()}
+        assert f"scsi-{known}" not in links
+        target.take(1)
+        target.give(1, disks[1])
+        keeper.settle()
+        keeper.assert_ready(LUN1)
+        assert Path(f"/dev/disk/by-id/scsi-{known}").is_block_device()
+    finally:
+        target.take(1)
+        other.remove()
 
 
 def test_an_unplugged_lun_is_found_again_under_its_name(keeper: Keeper, target: Target) -> None:
@@ -423,6 +447,28 @@ def test_a_password_that_would_break_the_record_is_refused(keeper: Keeper, targe
     told = keeper.assert_stalled(SAN, "InvalidSpec")
     assert "automatic" not in told
     assert sessions() == []
+
+
+@pytest.mark.parametrize("logged_in", [False, True])
+def test_an_ordinary_user_is_told_that_only_root_may(
+    keeper: Keeper, target: Target, tmp_path: Path, logged_in: bool
+) -> None:
+    if logged_in:
+        start(keeper, san())
+    for place in (tmp_path, *tmp_path.parents[:2]):
+        place.chmod(0o755)
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 1000, 1000)
+
+    def work() -> None:
+        theirs = Keeper(home / "state")
+        start(theirs, san())
+        told = theirs.assert_retrying(SAN, "PermissionRefused")
+        assert "initiatorname.iscsi" in told if logged_in else "Only root" in told
+
+    Path("/etc/iscsi/initiatorname.iscsi").chmod(0o600)  # as Debian has it
+    run_in_child(work, uid=1000)
 
 
 def test_sources_are_found(keeper: Keeper, target: Target) -> None:

@@ -77,6 +77,41 @@ def test_a_failed_path_degrades_the_pool_until_it_is_back(keeper: Keeper) -> Non
     assert "lost" not in keeper.message(MAPS)
 
 
+def test_a_volume_with_no_path_that_works_can_not_be_used_until_one_is_back(
+    keeper: Keeper,
+) -> None:
+    start(keeper, maps_pool(), volume("lun", "maps", volume_name="mpatha", capacity="64Mi"))
+    paths = paths_of("mpatha")
+    for path in paths:
+        run("dmsetup", "message", "mpatha", "0", f"fail_path {path}")
+    keeper.settle()
+    assert keeper.get(MAPS).status.state == "Degraded"
+    assert "none of its paths works" in keeper.assert_retrying(LUN, "ProbeFailed")
+    run("dmsetup", "message", "mpatha", "0", f"reinstate_path {paths[0]}")
+    keeper.settle()
+    keeper.assert_ready(LUN)
+    assert keeper.get(MAPS).status.state == "Degraded"
+
+
+def test_maps_that_change_names_are_not_taken_for_each_other(keeper: Keeper) -> None:
+    """As where multipathd has lost the file of the names that it gave."""
+    start(keeper, maps_pool(), volume("lun", "maps", volume_name="mpatha", capacity="64Mi"))
+    known = keeper.get(LUN).status.key
+
+    def swap() -> None:
+        for former, name in (("mpatha", "aside"), ("mpathb", "mpatha"), ("aside", "mpathb")):
+            run("dmsetup", "rename", former, name)
+        run("udevadm", "settle")
+
+    swap()
+    keeper.settle()
+    assert known in keeper.assert_stalled(LUN, "DeviceChanged")
+    swap()
+    keeper.settle()
+    keeper.assert_ready(LUN)
+    assert keeper.get(LUN).status.key == known
+
+
 def test_a_map_that_goes_is_missed_and_found_again(keeper: Keeper) -> None:
     start(keeper, maps_pool(), volume("lun", "maps", volume_name="mpatha", capacity="64Mi"))
     run("multipath", "-f", "mpatha")

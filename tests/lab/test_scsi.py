@@ -72,19 +72,40 @@ def test_an_unplugged_lun_is_found_again_by_the_next_look(keeper: Keeper, host: 
 
 
 def test_another_disk_in_its_place_is_not_the_volume(
-    keeper: Keeper, host: LoopHost, tmp_path: Path
+    keeper: Keeper, host: LoopHost, disk: Disk, tmp_path: Path
 ) -> None:
-    start(keeper, san(host.name), volume("lun", "san", volume_name="unit:0:1:0", capacity="64Mi"))
+    declared = volume("lun", "san", volume_name="unit:0:1:0", capacity="64Mi")
+    start(keeper, san(host.name), declared)
     keeper.assert_ready(LUN)
+    known = keeper.get(LUN).status
     host.take(0)
     other = Disk(tmp_path, "other", 64 * MIB)
     try:
         host.give(0, other)
-        start(
-            keeper,
-            volume("lun", "san", volume_name="unit:0:1:0", capacity="64Mi", adoption="Never"),
-        )
-        assert "was not made by Poolkeeper" in keeper.assert_stalled(LUN, "AlreadyExists")
+        for _ in range(2):
+            keeper.settle()
+            told = keeper.assert_stalled(LUN, "DeviceChanged")
+            assert known.key in told
+            assert (keeper.get(LUN).status.key, keeper.get(LUN).status.origin) == (
+                known.key,
+                "Adopted",
+            )
+        host.take(0)
+        host.give(0, disk)
+        keeper.settle()
+        keeper.assert_ready(LUN)
+        assert keeper.get(LUN).status.path == known.path
+        host.take(0)
+        host.give(0, other)
+        keeper.settle()
+        keeper.delete(LUN)
+        keeper.settle()
+        assert keeper.gone(LUN)
+        start(keeper, declared)
+        keeper.assert_ready(LUN)
+        status = keeper.get(LUN).status
+        assert status.key != known.key
+        assert status.key in status.path  # by-id, of this disk and not the former one
     finally:
         host.take(0)
         other.remove()

@@ -1,5 +1,7 @@
 """What is planned for a volume in a pool that runs."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -7,15 +9,16 @@ from hypothesis import strategies as st
 from backends import errors
 from backends.base import PoolFacts, Presence, Verb
 from backends.host.files import Permissions as PermissionFacts
+from backends.registry import pool_type
 from controller.planning import Impact, VolumeHistory, plan_volume, plan_volume_deletion
 
 
-def planned(scene, volume, facts, *, seen=False, pool=None, **given):
+def planned(scene, volume, facts, *, seen=False, key=None, pool=None, **given):
     return plan_volume(
         pool or scene.pool(),
         volume,
         facts,
-        VolumeHistory(seen=seen),
+        VolumeHistory(seen=seen, key=key),
         backend=scene.backend,
         live_marks=given.pop("live_marks", {volume.resource}),
         **given,
@@ -37,6 +40,28 @@ def test_the_plan_of_a_volume_that_qemu_makes_shows_the_command(scene):
     assert plan.actions[0].commands == ()
     plan = planned(scene, scene.volume(format="vmdk"), scene.facts())
     assert plan.actions[0].commands[0][:2] == ("qemu-img", "create")
+
+
+@pytest.mark.parametrize("adoption", ["IfMatches", "Never"])
+@pytest.mark.parametrize("mark", [None, "other"])
+def test_another_device_under_the_name_of_a_found_volume_is_not_adopted(scene, adoption, mark):
+    pool = replace(scene.pool(), type=pool_type("mpath"))
+    volume = scene.volume(adoption=adoption)
+    facts = scene.facts(scene.disk(mark=mark, format=None, key="second"))
+    plan = planned(scene, volume, facts, pool=pool, seen=True, key="first")
+    (refusal,) = plan.refusals
+    assert isinstance(refusal, errors.DeviceChanged)
+    assert "was first" in str(refusal)
+    assert "is second" in str(refusal)
+    assert plan.actions == ()
+
+
+@pytest.mark.parametrize(("seen", "key"), [(False, "second"), (True, "first"), (True, None)])
+def test_a_found_device_that_was_not_another_before_is_adopted(scene, seen, key):
+    pool = replace(scene.pool(), type=pool_type("mpath"))
+    facts = scene.facts(scene.disk(mark=None, format=None, key="first"))
+    plan = planned(scene, scene.volume(format=None), facts, pool=pool, seen=seen, key=key)
+    assert verbs(plan) == [Verb.ADOPT_VOLUME]
 
 
 def test_a_volume_as_declared_needs_nothing(scene):
