@@ -175,6 +175,9 @@ def log_in(login: Login) -> None:
             _log_in_at(login, interface, address, port)
         except (errors.Inaccessible, errors.PermissionRefused, errors.Timeout) as error:
             problems.append(error)
+        except BaseException:
+            _forget(login.target, interface)
+            raise
         else:
             return
     _forget(login.target, interface)

@@ -447,6 +447,7 @@ def test_a_password_that_would_break_the_record_is_refused(keeper: Keeper, targe
     told = keeper.assert_stalled(SAN, "InvalidSpec")
     assert "automatic" not in told
     assert sessions() == []
+    assert records() == []
 
 
 @pytest.mark.parametrize("logged_in", [False, True])
