@@ -180,9 +180,13 @@ class LoopHost(Group):
         return Path("/sys/class/scsi_host", self.name)
 
     def nodes(self) -> list[Path]:
-        """The devices of its LUNs."""
-        found = (self.sysfs / "device").glob("target*/*/block/*")
-        return sorted(Path("/dev", item.name) for item in found)
+        """The devices of its LUNs, once each is the disk that the kernel makes of it by and by."""
+        wait_until(lambda: len(self._disks()) == len(self.luns()))
+        run("udevadm", "settle")
+        return sorted(Path("/dev", item.name) for item in self._disks())
+
+    def _disks(self) -> list[Path]:
+        return list((self.sysfs / "device").glob("target*/*/block/*"))
 
 
 def _hosts() -> set[str]:
@@ -240,7 +244,6 @@ class MultipathMaps(contextlib.AbstractContextManager[None]):
             self._hosts.append(host)
             for lun, disk in enumerate(self._disks):
                 host.give(lun, disk)
-        run("udevadm", "settle")
         wwids = {_wwid(node) for host in self._hosts for node in host.nodes()}
         assert len(wwids) == len(self._disks)
         exceptions = "".join(f' wwid "{wwid}"\n' for wwid in sorted(wwids))

@@ -91,7 +91,6 @@ def disks(tmp_path: Path) -> Iterator[list[Path]]:
     host = LoopHost()
     for lun, store in enumerate(stores):
         host.give(lun, store)
-    run("udevadm", "settle")
     yield host.nodes()
     host.remove()
     for store in stores:
