@@ -63,10 +63,15 @@ class NetfsSource(Model):
         ),
         Rule(
             cel="!has(self.mountOptions) || self.mountOptions.all(option, "
-            "!option.startsWith('pass') && !option.startsWith('cred'))",
+            "!option.startsWith('pass') && !option.contains(',pass') && "
+            "!option.startsWith('cred') && !option.contains(',cred'))",
             message="a secret never stands in mountOptions; use auth.secretRef",
             holds=lambda self: (
-                not any(option.startswith(_SECRET_OPTIONS) for option in self.mount_options)
+                not any(
+                    part.startswith(_SECRET_OPTIONS)
+                    for option in self.mount_options
+                    for part in option.split(",")
+                )
             ),
         ),
     )

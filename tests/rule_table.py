@@ -246,6 +246,10 @@ BAD_POOLS = (
          pool(f"type: netfs, target: {{path: /a}}, netfs: {{{HOST}, directory: /b, format: cifs, "
               "mountOptions: ['password=s']}"),
          ("a secret never stands in mountOptions",)),
+    Case("a password behind another mount option",
+         pool(f"type: netfs, target: {{path: /a}}, netfs: {{{HOST}, directory: /b, format: cifs, "
+              "mountOptions: ['ro,password=s']}"),
+         ("a secret never stands in mountOptions",)),
     Case("a protocol version without quotes",
          pool(f"type: netfs, target: {{path: /a}}, netfs: {{{HOST}, directory: /b, "
               "protocolVersion: 4.2}"),

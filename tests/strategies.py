@@ -204,7 +204,11 @@ def _repair_netfs(draw: st.DrawFn, drawn: Object, properties: Properties) -> Non
         drawn.pop("auth", None)
     options = drawn.get("mountOptions")
     if isinstance(options, list):
-        drawn["mountOptions"] = [item for item in options if not item.startswith(("pass", "cred"))]
+        drawn["mountOptions"] = [
+            item
+            for item in options
+            if not any(part.startswith(("pass", "cred")) for part in item.split(","))
+        ]
 
 
 def _repair_encryption(draw: st.DrawFn, drawn: Object, properties: Properties) -> None:
