@@ -123,10 +123,11 @@ class MountedVolumes(FileVolumes):
             return replace(facts, presence=Presence.UNREACHABLE, active=True)
         missing = [item for item in SAFE_OPTIONS if item not in mount.options]
         warnings = facts.warnings
-        asked = self.request(pool).options
-        if missing and not {"dev", "suid", "exec"} & set(asked):
+        asked = {part for option in self.request(pool).options for part in option.split(",")}
+        if missing and not {"dev", "suid", "exec"} & asked:
             warnings += (f"{mount.mount_point} is mounted without {', '.join(missing)}.",)
-        turned = "ro" in mount.filesystem_options and "ro" not in asked and not _is_read_only(mount)
+        read_only = "ro" in (*mount.options, *mount.filesystem_options)
+        turned = read_only and "ro" not in asked and not _is_read_only(mount)
         if turned:
             warnings += (
                 f"The file system at {mount.mount_point} can only be read: it was mounted so, or "

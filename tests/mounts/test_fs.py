@@ -215,6 +215,16 @@ def test_it_is_mounted_so_that_nothing_on_it_harms_the_host(keeper, host):
     assert "Warning" not in keeper.message(POOL)
 
 
+def test_several_mount_options_may_stand_in_one(keeper, host):
+    host.insert()
+    apply(keeper, host)
+    command("umount", str(host.target))
+    apply(keeper, host, fs={"mountOptions": ["noatime,ro"]})
+    keeper.assert_ready(POOL)
+    assert keeper.get(POOL).status.state == "Running"
+    assert "Warning" not in keeper.message(POOL)
+
+
 def test_a_kernel_name_is_warned_of(keeper, host):
     host.link = Path(host.insert())
     apply(keeper, host)
@@ -510,14 +520,15 @@ def test_two_pools_on_one_device_are_told(keeper, host):
     assert "StoragePool/images" in keeper.assert_stalled(pool_key("second"), "Conflict")
 
 
-def test_a_file_system_that_errors_turned_read_only_is_degraded(keeper, host):
+@pytest.mark.parametrize("what", ["remount", "remount,bind"])
+def test_a_file_system_that_errors_or_somebody_turned_read_only_is_degraded(keeper, host, what):
     host.insert()
     apply(keeper, host)
-    command("mount", "-o", "remount,ro", str(host.target))
+    command("mount", "-o", f"{what},ro", str(host.target))
     keeper.settle()
     assert keeper.get(POOL).status.state == "Degraded"
     assert "can only be read" in keeper.message(POOL)
-    command("mount", "-o", "remount,rw", str(host.target))
+    command("mount", "-o", f"{what},rw", str(host.target))
     keeper.settle()
     assert keeper.get(POOL).status.state == "Running"
 
