@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backends import errors
-from backends.host.partitions import ALIGNMENT, DOS_PRIMARIES, Extent, Partition, Table
+from backends.host.partitions import (
+    ALIGNMENT,
+    DOS_LOGICALS,
+    DOS_PRIMARIES,
+    Extent,
+    Partition,
+    Table,
+)
 from backends.sizes import format_quantity
 
 ROUNDING = 4096
@@ -36,7 +43,7 @@ def place(path: str, table: Table, name: str, size: int, *, extended: bool) -> i
         )
     choices: Sequence[Sequence[Extent]] = (
         () if table.full else table.free,
-        () if extended else table.logical,
+        () if extended or table.full_of_logical else table.logical,
     )
     for extents in choices:
         fits = [item for item in extents if item.size >= size]
@@ -48,10 +55,15 @@ def place(path: str, table: Table, name: str, size: int, *, extended: bool) -> i
 def _no_place(path: str, table: Table, name: str, size: int) -> errors.NoSpace:
     largest = max((item.size for item in (*table.free, *table.logical)), default=0)
     told = f"{path} has no place for partition {name!r} of {format_quantity(size)}"
+    if table.full and largest >= size and table.label != "dos":
+        return errors.NoSpace(
+            f"{told}: all {table.entries} entries of its {table.label} label are taken.",
+            hint="Delete a partition, or use another disk.",
+        )
     if table.full and largest >= size:
         return errors.NoSpace(
             f"{told}: a dos label has {DOS_PRIMARIES} primary partitions, and there is no room "
-            "in an extended one.",
+            f"in an extended one, which has at most {DOS_LOGICALS} logical ones.",
             hint="Make a volume of format extended in place of a primary one, or use gpt.",
         )
     return errors.NoSpace(

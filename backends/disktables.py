@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
@@ -120,7 +121,8 @@ def named(
 ) -> Iterator[tuple[Partition, str]]:
     """The volume name of each partition: as it was made or adopted, else as the table has it.
 
-    One without a name is ``part3``; by libvirt's name for it, ``sdb3``, it can be declared.
+    One without a name is ``part3``, or ``part3-2`` where another has that; by libvirt's name for
+    it, ``sdb3``, it can be declared.
     """
     taken: set[str] = set()
     later = []
@@ -135,9 +137,11 @@ def named(
     for item in later:
         seen = known.get(item.number)
         libvirts = pathlib.Path(seen.node).name if seen is not None else ""
-        own = [name for name in (item.name, f"part{item.number}") if is_name(name)]
+        numbered = f"part{item.number}"
+        own = [name for name in (item.name, numbered) if is_name(name)]
         declared = [name for name in (*own, libvirts) if name in pool.formats]
-        name = next(name for name in (*declared, *own, f"part{item.number}") if name not in taken)
+        further = (f"{numbered}-{count}" for count in itertools.count(2))
+        name = next(name for name in itertools.chain(declared, own, further) if name not in taken)
         taken.add(name)
         yield item, name
 

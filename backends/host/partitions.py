@@ -35,6 +35,12 @@ EDGE_HEAD, EDGE_TAIL = 5 * MIB, MIB
 The farthest in is LUKS2's second header, at 4 MiB."""
 
 DOS_PRIMARIES = 4
+DOS_LOGICALS = 56
+"""How many logical partitions sfdisk gives a dos label: it counts up to 60 in all."""
+
+_GPT_ENTRIES = 128
+"""How many entries a gpt label has where sfdisk says nothing else."""
+
 DOS_LIMIT = 2**32 * 512
 """A dos label counts sectors in 32 bits; with 512 bytes each that is 2 TiB."""
 
@@ -105,6 +111,7 @@ class Table:
     :param alignment: bytes to which starts and ends of new partitions are rounded.
     :param free: stretches where a partition may be, aligned. On a dos label those of ``logical``
         are inside the extended partition.
+    :param entries: how many partitions it has room for, logical ones aside; None for not known.
     """
 
     label: str
@@ -114,6 +121,7 @@ class Table:
     partitions: tuple[Partition, ...]
     free: tuple[Extent, ...]
     logical: tuple[Extent, ...] = ()
+    entries: int | None = None
 
     @property
     def extended(self) -> Partition | None:
@@ -127,9 +135,13 @@ class Table:
 
     @property
     def full(self) -> bool:
-        """Whether a dos label has no entry left for a further primary partition."""
+        """Whether no entry is left for a further partition, or a further primary one."""
         primaries = [item for item in self.partitions if not self.is_logical(item)]
-        return self.label == "dos" and len(primaries) >= DOS_PRIMARIES
+        return self.entries is not None and len(primaries) >= self.entries
+
+    @property
+    def full_of_logical(self) -> bool:
+        return sum(map(self.is_logical, self.partitions)) >= DOS_LOGICALS
 
     def at(self, start: int) -> Partition | None:
         return next((item for item in self.partitions if item.start == start), None)
@@ -190,6 +202,7 @@ def parse(told: dict[str, Any], path: str, size: int) -> Table | None:
         alignment=ALIGNMENT,
         partitions=partitions,
         free=_gaps(max(first, ALIGNMENT), end, [p for p in partitions if _outer(label, p)]),
+        entries=int(told.get("table-length", _GPT_ENTRIES)) if label == "gpt" else DOS_PRIMARIES,
     )
     return _with_logical(table)
 

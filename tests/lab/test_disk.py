@@ -306,6 +306,26 @@ def test_a_label_of_strangers_is_adopted_with_its_partitions(
     assert len(entries(made)) == 2
 
 
+def test_partitions_of_strangers_under_one_name_are_told_apart(
+    keeper: Keeper, device: Spares
+) -> None:
+    made = device(64 * MIB)
+    script = 'label: gpt\nsize=8192, name="part2"\nsize=8192, name="part2"\n'
+    run("sfdisk", "-q", made, input=script.encode())
+    run("udevadm", "settle")
+    start(keeper, disk_pool(made))
+    keeper.assert_ready(DISK)
+    assert [item.name for item in keeper.get(DISK).status.discovered] == ["part2", "part2-2"]
+
+
+def test_a_table_without_an_entry_left_is_told_of(keeper: Keeper, device: Spares) -> None:
+    made = device(64 * MIB)
+    run("sfdisk", "-q", made, input=b"label: gpt\ntable-length: 4\n" + 4 * b"size=8192\n")
+    run("udevadm", "settle")
+    start(keeper, disk_pool(made), part("fifth"))
+    assert "all 4 entries" in keeper.assert_retrying(volume_key("fifth"), "NoSpace")
+
+
 def test_a_partition_that_a_stranger_put_in_the_place_of_ours_is_not_ours(
     keeper: Keeper, device: Spares
 ) -> None:

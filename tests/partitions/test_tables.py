@@ -187,6 +187,19 @@ def test_a_place_holds_what_is_to_be_there_or_none_is_given(table: Table, asked:
     assert any(item.start == start and item.end >= start + size for item in table.free)
 
 
+def test_a_table_whose_entries_are_all_taken_has_no_place(tmp_path: Path) -> None:
+    script = "label: gpt\n" + 128 * "size=2048\n"
+    full = read(made(tmp_path / "full", script, size=256 * MIB))
+    with pytest.raises(errors.NoSpace, match="all 128 entries"):
+        diskspace.place("/dev/x", full, "new", MIB, extended=False)
+    script = "label: dos\nstart=2048, size=500000, type=5\n"
+    logical = "".join(f"start={2048 + 4096 * item}, size=2048\n" for item in range(1, 57))
+    full = read(made(tmp_path / "logical", script + logical, size=256 * MIB))
+    assert diskspace.place("/dev/x", full, "new", MIB, extended=False) >= 502048 * 512
+    with pytest.raises(errors.NoSpace):
+        diskspace.place("/dev/x", full, "new", 100 * MIB, extended=False)
+
+
 @given(tables(), st.integers(1, 64 * MIB))
 def test_what_may_grow_does_not_run_into_others(table: Table, more: int) -> None:
     for item in table.partitions:
