@@ -119,7 +119,7 @@ class LogicalBackend(LogicalVolumes):
             detail=_missing(group),
             mark=group.mark,
             active=_active(visible),
-            degraded=group.missing > 0,
+            degraded=group.missing > 0 or any(_unwell(group)),
             warnings=tuple(_warnings(pool, group)),
             shortages=tuple(_shortages(group)),
             capacity=group.size,
@@ -441,8 +441,18 @@ def _warnings(pool: Pool, group: VolumeGroup) -> Iterator[str]:
             f"The group also stands on {', '.join(strange)}, which the pool does not name; "
             "pvmove and vgreduce take a device out."
         )
+    for thin in _unwell(group):
+        yield (
+            f"LVM calls the state of thin pool {thin.name!r} {thin.health}: its volumes can't be "
+            "written to, or not even read."
+        )
     for item in _shortages(group):
         yield item.told
+
+
+def _unwell(group: VolumeGroup) -> Iterator[LogicalVolume]:
+    """Thin pools with which something is wrong, as they are no volumes that could tell of it."""
+    return (item for item in group.volumes.values() if item.thin_pool and item.health)
 
 
 def _shortages(group: VolumeGroup) -> Iterator[Shortage]:

@@ -39,6 +39,21 @@ def thin_pool_name(pool: Pool) -> str:
     return wanted.name if wanted is not None else THIN_POOL
 
 
+def is_sparse(pool: Pool, volume: Volume) -> bool:
+    """Whether a volume is to be a snapshot of nothing, with space for less than its capacity."""
+    allocation = volume.spec.allocation
+    if volume.backing_path is not None or is_thin(pool) or allocation is None:
+        return False
+    return allocation < (volume.capacity or 0)
+
+
+def name_beneath(pool: Pool, volume: Volume) -> str:
+    """What LVM adds to a volume's name for the longest-named device that it stands on."""
+    if is_sparse(pool, volume):
+        return "_vorigin-real"
+    return "" if volume.backing_path is None or is_thin(pool) else "-cow"
+
+
 def creation(pool: Pool, volume: Volume, origin: LogicalVolume | None) -> tuple[str, ...]:
     """The command that makes a volume under its reserved name, with its tags.
 
@@ -58,9 +73,8 @@ def creation(pool: Pool, volume: Volume, origin: LogicalVolume | None) -> tuple[
         size = size_arguments(capacity, "--virtualsize")
         kind = ("--type", "thin", "--thinpool", thin_pool_name(pool))
         return ("lvcreate", *kind, *size, *common, group)
-    allocation = volume.spec.allocation
-    if allocation is not None and allocation < capacity:
+    if is_sparse(pool, volume):
         virtual = size_arguments(capacity, "--virtualsize")
-        space_for_data = size_arguments(allocation or SECTOR)
+        space_for_data = size_arguments(volume.spec.allocation or SECTOR)
         return ("lvcreate", "--type", "snapshot", *space_for_data, *virtual, *common, group)
     return ("lvcreate", "--wipesignatures", "y", *size_arguments(capacity), *common, group)

@@ -30,11 +30,13 @@ from backends.base import (
 )
 from backends.host import files, lvm
 from backends.host.lvm import LogicalVolume, VolumeGroup
+from backends.host.scsi import attribute
 from backends.images import encrypting, holes
 from backends.logicalcommands import (
     SECTOR,
     creation,
     is_thin,
+    name_beneath,
     path_of,
     size_arguments,
     staged_name,
@@ -152,7 +154,8 @@ class LogicalVolumes(Backend):
 
     def check_volume(self, pool: Pool, volume: Volume) -> None:
         names.check_name(volume.name, what="volume name")
-        problem = lvm.name_problem(pool.source_name, volume.name)
+        beneath = name_beneath(pool, volume)
+        problem = lvm.name_problem(pool.source_name, volume.name, beneath=beneath)
         if problem:
             raise errors.InvalidSpec(
                 f"The volume name {volume.name!r} {problem}.", hint="Choose another volumeName."
@@ -369,10 +372,27 @@ class LogicalVolumes(Backend):
         if not item.thin and growing not in item.tags:
             self.run(("lvchange", f"--addtag={growing}", place))
         if wanted > item.size:
-            self.run(("lvextend", *size_arguments(wanted), place), work)
+            self._lengthen(group, item, ("lvextend", *size_arguments(wanted), place), work)
         if not item.thin:
             self._clear(group, item, item.capacity, wanted, work)
             self.run(("lvchange", f"--deltag={growing}", place))
+
+    def _lengthen(
+        self, group: VolumeGroup, item: LogicalVolume, argv: Sequence[str], work: Work
+    ) -> None:
+        """Run a command that makes it larger; one that did nothing leaves no tag behind.
+
+        With the tag, what somebody else adds to the volume later would be cleared as ours.
+        """
+        try:
+            self.run(argv, work)
+        except errors.StorageError:
+            with contextlib.suppress(errors.StorageError):
+                left = self.report(group.name)
+                same = left.volumes.get(item.name) if left is not None else None
+                if left is not None and same is not None and same.size == item.size:
+                    self._forget_growth(left, same)
+            raise
 
     def _shrink(
         self, group: VolumeGroup, item: LogicalVolume, volume: Volume, wanted: int, work: Work
@@ -433,10 +453,9 @@ class LogicalVolumes(Backend):
         return self.users_of(group, item) if item is not None else ()
 
     def users_of(self, group: VolumeGroup, item: LogicalVolume) -> tuple[str, ...]:
-        """Who uses a volume; LVM's own devices above and below a snapshot don't count."""
-        expected = is_device_of(group, item)
-        found = blockvolumes.users_of(path_of(group, item.name), expected=expected)
-        return tuple(text for text in found if f" {_mapped(group.name)}-" not in text)
+        """Who uses a volume; LVM's own devices that stand on it don't count."""
+        path, expected = path_of(group, item.name), is_device_of(group, item)
+        return blockvolumes.users_of(path, expected=expected, besides=_own_holders(group, path))
 
     def set_volume_permissions(self, pool: Pool, volume: Volume) -> None:
         group = self.group(pool)
@@ -493,19 +512,20 @@ class LogicalVolumes(Backend):
         return item
 
 
+def _mapping_uuid(group: VolumeGroup) -> str:
+    """How the device-mapper UUIDs of all devices of a group begin (lvm2's build_dm_uuid)."""
+    return f"LVM-{group.uuid.replace('-', '')}"
+
+
 def is_device_of(group: VolumeGroup, item: LogicalVolume) -> Callable[[os.stat_result], bool]:
     """Whether a device node is that of a volume, by the UUID that LVM gave its mapping."""
-    wanted = f"LVM-{group.uuid}{item.uuid}".replace("-", "").removeprefix("LVM")
+    wanted = _mapping_uuid(group) + item.uuid.replace("-", "")
 
     def is_it(facts: os.stat_result) -> bool:
         if not modes.S_ISBLK(facts.st_mode):
             return False
         number = f"{os.major(facts.st_rdev)}:{os.minor(facts.st_rdev)}"
-        try:
-            uuid = Path("/sys/dev/block", number, "dm/uuid").read_text().strip()
-        except OSError:
-            return False
-        return uuid.removeprefix("LVM-") == wanted
+        return attribute(Path("/sys/dev/block", number, "dm/uuid")) == wanted
 
     return is_it
 
@@ -574,6 +594,16 @@ def _problem(item: LogicalVolume) -> str:
     return ""
 
 
-def _mapped(name: str) -> str:
-    """A name as it stands in those of device mapper (lvm2's build_dm_name)."""
-    return name.replace("-", "--")
+def _own_holders(group: VolumeGroup, path: str) -> frozenset[str]:
+    """The devices of the group that stand on one of its volumes, such as ``/dev/dm-3``."""
+    try:
+        number = os.stat(path).st_rdev
+        holders = os.listdir(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/holders")
+    except OSError:
+        return frozenset()
+    own = _mapping_uuid(group)
+    return frozenset(
+        f"/dev/{name}"
+        for name in holders
+        if attribute(Path("/sys/class/block", name, "dm/uuid")).startswith(own)
+    )

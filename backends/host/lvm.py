@@ -24,9 +24,12 @@ from backends.host.marks import Mark, Origin
 REPORT_SECONDS = 60.0
 """How long one look at a volume group may take."""
 
-CONFIG = "log/report_command_log=1 backup/archive=0 devices/ignore_suspended_devices=1"
-"""Settings for every command: errors within reports, no copy of the metadata per change, and no
-waiting for device mapper's devices that are suspended."""
+CONFIG = "backup/archive=0 devices/ignore_suspended_devices=1"
+"""Settings for every command: no copy of the metadata per change, and no waiting for device
+mapper's devices that are suspended."""
+
+_REPORT_CONFIG = f"log/report_command_log=1 {CONFIG}"
+"""The same for the report, which then holds the messages, too."""
 
 TAG = "poolkeeper."
 """How the tags begin that say whose a group or volume is."""
@@ -194,7 +197,7 @@ def _require_absence(name: str, messages: Sequence[str]) -> None:
 
 
 def report_command(name: str, *, devices: Sequence[str] = ()) -> tuple[str, ...]:
-    argv = ["lvm", "fullreport", "--config", CONFIG, "--reportformat", "json"]
+    argv = ["lvm", "fullreport", "--config", _REPORT_CONFIG, "--reportformat", "json"]
     if devices:
         argv += ["--devices", ",".join(devices)]
     argv += ["--units", "b", "--nosuffix", "--binary"]
@@ -314,7 +317,7 @@ def run(
 
 def _meaning(error: errors.CommandFailed) -> errors.StorageError:
     told = error.message
-    if re.search(r"insufficient free space|Insufficient suitable|No free extents", told):
+    if re.search(r"(?i)insufficient (free|suitable)|no free extents|reached threshold", told):
         return errors.NoSpace(told, hint="Free some space, or add a device to the group.")
     if re.search(r"in use|contains a filesystem|is used by|remains? open|is open", told):
         return errors.InUse(told, hint="Stop what uses it.")
@@ -352,8 +355,11 @@ def marking(mark: Mark, *, former: Sequence[str] = ()) -> list[str]:
     return [f"--addtag={tag}" for tag in wanted] + [f"--deltag={tag}" for tag in old]
 
 
-def name_problem(group: str, volume: str) -> str:
-    """Why LVM can't have a volume of that name; empty where it can (lvm(8), VALID NAMES)."""
+def name_problem(group: str, volume: str, *, beneath: str = "") -> str:
+    """Why LVM can't have a volume of that name; empty where it can (lvm(8), VALID NAMES).
+
+    :param beneath: what it adds to the name for the longest-named device beneath the volume.
+    """
     if not _GROUP_NAME.fullmatch(volume):
         return "has letters that LVM does not allow: only A-Z a-z 0-9 + _ . - are"
     if volume.startswith(("snapshot", "pvmove")):
@@ -361,7 +367,7 @@ def name_problem(group: str, volume: str) -> str:
     part = next((item for item in _RESERVED_PARTS if item in volume), "")
     if part:
         return f"contains {part!r}, which LVM keeps for itself"
-    if len(f"{group}-{volume}") + f"{group}{volume}".count("-") > _LONGEST_NAMES:
+    if len(f"{group}-{volume}{beneath}") + f"{group}{volume}".count("-") > _LONGEST_NAMES:
         return "is too long for device mapper, together with the group's"
     return ""
 

@@ -250,6 +250,25 @@ def test_a_thin_pool_that_fills_is_told_of_once_at_each_threshold(
     assert keeper.reasons(POOL).count(NEARLY_FULL) == 2
 
 
+def test_a_thin_pool_without_space_is_degraded_until_it_grows(
+    keeper: Keeper, device: Spares
+) -> None:
+    thin = {"provisioning": "Thin", "thinPool": {"name": "tp", "size": "32Mi"}}
+    spare = device(256 * MIB)
+    start(keeper, fast(spare, source=thin), disk(capacity="128Mi"))
+    run("lvchange", "-q", "--errorwhenfull", "y", f"{GROUP}/tp")
+    with pytest.raises(OSError, match=r"No space|Input/output"):
+        write("disk", 0, b"x" * 64 * MIB)
+    keeper.settle()
+    assert keeper.get(POOL).status.state == "Degraded"
+    assert "thin pool 'tp' out_of_data" in keeper.message(POOL)
+    thin["thinPool"] = {"name": "tp", "size": "128Mi"}
+    start(keeper, fast(spare, source=thin))
+    keeper.settle()
+    assert keeper.get(POOL).status.state == "Running"
+    write("disk", 0, b"x" * 64 * MIB)
+
+
 def xml_of(keeper: Keeper, name: str) -> ElementTree.Element:
     resource = keeper.get(volume_key(name))
     document = libvirtxml.document(resource, pool_type="logical")
@@ -554,6 +573,65 @@ def test_what_is_to_be_skipped_is_not_activated(keeper: Keeper, device: Spares) 
 def test_names_that_lvm_can_not_have_are_refused(keeper: Keeper, device: Spares, name: str) -> None:
     start(keeper, fast(device(32 * MIB)), disk(volume_name=name))
     keeper.assert_stalled(DISK, "InvalidSpec")
+
+
+@pytest.mark.parametrize(
+    ("length", "spec"),
+    [
+        (110, {"capacity": None, "allocation": "4Mi", "backing_store": {"path": str(path())}}),
+        (101, {"capacity": "64Mi", "allocation": "4Mi"}),
+    ],
+)
+def test_a_name_has_room_for_the_devices_beneath_a_snapshot(
+    keeper: Keeper, device: Spares, length: int, spec: dict[str, Any]
+) -> None:
+    if "backing_store" in spec:
+        spec["backing_store"]["format"] = "raw"
+    start(keeper, fast(device(64 * MIB)), disk())
+    start(keeper, disk("fits", volume_name="x" * length, **spec))
+    keeper.assert_ready(volume_key("fits"))
+    assert path("x" * length).exists()
+    start(keeper, disk("long", volume_name="y" * (length + 1), **spec))
+    assert "too long" in keeper.assert_stalled(volume_key("long"), "InvalidSpec")
+
+
+def test_what_lvm_says_of_a_failure_is_told(keeper: Keeper, device: Spares) -> None:
+    start(keeper, fast(device(64 * MIB)), disk(volume_name="o" * 114))
+    origin = {"volumeRef": {"name": "disk"}, "format": "raw"}
+    start(keeper, disk("snap", capacity=None, allocation="4Mi", backing_store=origin))
+    told = keeper.message(volume_key("snap"))
+    assert "Command Log" not in told
+    assert "ended with status 5: " in told
+
+
+def test_a_volume_that_could_not_grow_keeps_what_somebody_else_adds_to_it(
+    keeper: Keeper, device: Spares
+) -> None:
+    start(keeper, fast(device(64 * MIB)), disk())
+    start(keeper, disk(capacity="200Mi"))
+    keeper.assert_retrying(DISK, "NoSpace")
+    start(keeper, disk())
+    run("lvextend", "-q", "-L", "24M", f"{GROUP}/disk")
+    write("disk", 20 * MIB, b"theirs")
+    start(keeper, disk(capacity="24Mi"))
+    keeper.assert_ready(DISK)
+    assert read("disk", 20 * MIB, 6) == b"theirs"
+
+
+def test_a_device_on_a_volume_that_is_named_like_the_groups_own_is_a_user(
+    keeper: Keeper, device: Spares
+) -> None:
+    start(keeper, fast(device(64 * MIB)), disk(capacity="16Mi"))
+    crypt = f"{GROUP.replace('-', '--')}-crypt"
+    run("dmsetup", "create", crypt, "--table", f"0 32768 linear {path()} 0")
+    smaller = disk(capacity="8Mi", resize={"allowShrink": True, "allowDataLoss": True})
+    start(keeper, smaller)
+    assert crypt in keeper.assert_retrying(DISK, "InUse")
+    assert size_of() == 16 * MIB
+    run("dmsetup", "remove", crypt)
+    start(keeper, smaller)
+    keeper.settle()
+    assert size_of() == 8 * MIB
 
 
 def test_groups_are_found_as_sources(device: Spares, keeper: Keeper) -> None:
