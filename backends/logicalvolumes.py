@@ -390,7 +390,8 @@ class LogicalVolumes(Backend):
             with contextlib.suppress(errors.StorageError):
                 left = self.report(group.name)
                 same = left.volumes.get(item.name) if left is not None else None
-                if left is not None and same is not None and same.size == item.size:
+                # What an earlier growth added, and did not get to clear, keeps its tag.
+                if left is not None and same is not None and same.size == item.capacity:
                     self._forget_growth(left, same)
             raise
 
