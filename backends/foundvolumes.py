@@ -29,7 +29,7 @@ from backends.base import (
 )
 from backends.host import devices, files, partitions, scsi
 from backends.host.marks import Mark, Origin
-from backends.spec import Permissions
+from backends.spec import Adoption, Permissions
 
 CONTENTS = frozenset({Operation.WIPE_VOLUME, Operation.UPLOAD, Operation.DOWNLOAD})
 """What can be done with the contents of any block device."""
@@ -73,6 +73,8 @@ class FoundVolumes(Backend):
         super().__init__(context)
         self._paths: dict[tuple[str, str], str] = {}
         """Path of each volume as last observed, by the pool's uid and the volume's name."""
+        self._serials: dict[tuple[str, str], str] = {}
+        """Likewise the serial number, or what stands for it."""
         self._nameless: set[tuple[str, str]] = set()
         """Pools and volumes for which udev was waited for in vain."""
 
@@ -106,8 +108,8 @@ class FoundVolumes(Backend):
         found = self.devices_of(pool)
         links = {item.name: lasting_path(pool.target_path, item.node) for item in found}
         missing = {(pool.uid, name) for name, path in links.items() if path is None}
-        if missing - self._nameless:
-            devices.settle()  # a device that has just come has no links yet
+        if missing - self._nameless or any(self._is_another(pool, item) for item in found):
+            devices.settle()  # a device that has just come has no links yet, or a former one's
             found = self.devices_of(pool)
             links = {item.name: lasting_path(pool.target_path, item.node) for item in found}
         self._nameless -= {(pool.uid, item.name) for item in found}
@@ -121,7 +123,12 @@ class FoundVolumes(Backend):
                 continue
             volumes[item.name] = self._observe(item, path)
             self._paths[pool.uid, item.name] = path
+            self._serials[pool.uid, item.name] = item.serial
         return volumes, tuple(skipped)
+
+    def _is_another(self, pool: Pool, item: FoundDevice) -> bool:
+        """Whether a device has another one's place since the last look."""
+        return self._serials.get((pool.uid, item.name), item.serial) != item.serial
 
     def _observe(self, item: FoundDevice, path: str) -> VolumeFacts:
         return VolumeFacts(
@@ -181,7 +188,7 @@ class FoundVolumes(Backend):
         item = self._find(pool, volume)
         if item.problem:
             raise errors.Inaccessible(f"{item.node} can't be used: {item.problem}.")
-        if write:
+        if write or volume.spec.adoption is not Adoption.OBSERVE:  # which leaves no mark
             self._require_ours(item, volume)
         with blockvolumes.opened(item.node, write=write) as contents:
             yield contents

@@ -10,7 +10,7 @@ import pytest
 
 from backends import errors
 from backends.host import scsi
-from tests.keeper import Keeper, pool, pool_key, volume, volume_key
+from tests.keeper import Keeper, dir_pool, pool, pool_key, volume, volume_key
 from tests.lab.spare import IN_GUEST, MIB, run
 from tests.lab.targets import Disk, LoopHost
 
@@ -109,6 +109,38 @@ def test_another_disk_in_its_place_is_not_the_volume(
     finally:
         host.take(0)
         other.remove()
+
+
+def test_another_disk_in_its_place_is_not_read_for_a_clone(
+    keeper: Keeper, host: LoopHost, tmp_path: Path
+) -> None:
+    images, copy = dir_pool("images", tmp_path / "images"), volume_key("copy")
+    source = volume("lun", "san", volume_name="unit:0:1:0", capacity="64Mi")
+    start(keeper, san(host.name), source, images)
+    host.take(0)
+    other = Disk(tmp_path, "other", 64 * MIB)
+    other.file.write_bytes(b"of somebody else".ljust(64 * MIB, b"\0"))
+    try:
+        host.give(0, other)
+        clone = {"clone": {"volumeRef": {"name": "lun"}}}
+        start(keeper, volume("copy", "images", capacity="64Mi", source=clone))
+        keeper.assert_stalled(LUN, "DeviceChanged")
+        assert keeper.truth(copy, "Ready") == "False"
+        assert list((tmp_path / "images").iterdir()) == []
+    finally:
+        host.take(0)
+        other.remove()
+
+
+def test_a_disk_that_is_observed_alone_can_be_cloned(
+    keeper: Keeper, host: LoopHost, tmp_path: Path
+) -> None:
+    source = volume("lun", "san", volume_name="unit:0:1:0", capacity="64Mi", adoption="Observe")
+    start(keeper, san(host.name), source, dir_pool("images", tmp_path / "images"))
+    clone = {"clone": {"volumeRef": {"name": "lun"}}}
+    start(keeper, volume("copy", "images", capacity="64Mi", source=clone))
+    keeper.assert_ready(LUN, volume_key("copy"))
+    assert keeper.get(LUN).status.origin is None
 
 
 def test_a_host_is_found_by_its_place_and_unique_id(host: LoopHost) -> None:
