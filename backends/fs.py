@@ -75,7 +75,7 @@ class FsSource(Model):
     mount_options: MountOptions = Field(
         (), max_length=64, description="Mount options beside nodev, nosuid and noexec."
     )
-    unmount: Unmounting = Unmount.WHEN_FREE
+    unmount: Unmounting = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,7 @@ class FsBackend(MountedVolumes):
             source=source.device.path, filesystem=kind, options=source.mount_options
         )
 
-    def unmounting(self, pool: Pool) -> Unmount:
+    def unmounting(self, pool: Pool) -> Unmount | None:
         return _source(pool).unmount
 
     def mismatch(self, pool: Pool, mount: Mount) -> str:

@@ -45,10 +45,11 @@ class Unmount(enum.StrEnum):
 
 
 Unmounting = Annotated[
-    Unmount,
+    Unmount | None,
     Field(
-        description="How the pool is unmounted: WhenFree waits until nobody uses it and its device "
-        "or server answers; Lazy detaches it at once, and who has files open in it keeps them."
+        description="How the pool is unmounted: WhenFree, the default, waits until nobody uses it "
+        "and its device or server answers; Lazy detaches it at once, and who has files open in it "
+        "keeps them."
     ),
 ]
 
@@ -82,8 +83,8 @@ class MountedVolumes(FileVolumes):
         """What to mount, without secrets."""
 
     @abc.abstractmethod
-    def unmounting(self, pool: Pool) -> Unmount:
-        """How the pool is to be unmounted."""
+    def unmounting(self, pool: Pool) -> Unmount | None:
+        """How the pool is declared to be unmounted."""
 
     @abc.abstractmethod
     def mismatch(self, pool: Pool, mount: Mount) -> str:

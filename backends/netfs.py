@@ -94,7 +94,7 @@ class NetfsSource(Model):
     mount_options: Annotated[tuple[Text, ...], Xml("fs:mount_opts/fs:option/@name")] = Field(
         (), max_length=64, description="Mount options beside nodev, nosuid and noexec."
     )
-    unmount: Unmounting = Unmount.WHEN_FREE
+    unmount: Unmounting = None
 
 
 _FILESYSTEMS = {
@@ -130,7 +130,7 @@ class NetfsBackend(MountedVolumes):
             options=(*_own_options(source, host), *source.mount_options),
         )
 
-    def unmounting(self, pool: Pool) -> Unmount:
+    def unmounting(self, pool: Pool) -> Unmount | None:
         return _source(pool).unmount
 
     def mismatch(self, pool: Pool, mount: Mount) -> str:
