@@ -33,6 +33,11 @@ _MAKERS = {
 _IN_MEMORY = ("tmpfs", "ramfs")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if os.geteuid() != 0 and item.get_closest_marker("root"):
+        pytest.skip("needs root")
+
+
 def _require(kind: str) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root to mount")

@@ -69,11 +69,16 @@ def test_sources_are_written_as_in_a_pool():
     assert libvirtxml.sources([]).splitlines() == ["<sources>", "</sources>"]
 
 
+def _reported(poolkeeper, node):
+    """A node with what its agent tells of it, once that is there."""
+    shown = poolkeeper("get", "snode", node, "-o", "json")
+    return shown.json if shown.code == 0 and shown.json["status"].get("conditions") else None
+
+
 def test_an_agent_reports_what_its_host_can_serve(poolkeeper, agent):
     agent("--node-name", "hv-01")
-    while poolkeeper("get", "snode", "hv-01").code:
+    while not (found := _reported(poolkeeper, "hv-01")):
         time.sleep(0.1)
-    found = poolkeeper("get", "snode", "hv-01", "-o", "json").json
     (ready,) = found["status"]["conditions"]
     assert (ready["type"], ready["status"]) == ("Ready", "True")
     assert "dir" in found["status"]["serves"].split()

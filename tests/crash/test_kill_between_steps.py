@@ -103,7 +103,7 @@ def _agent(state, finished, kill_before):
 
     threading.Thread(target=watch, daemon=True).start()
     assert Agent(store, engine).run(stop)
-    assert finished(store), "the agent did not converge"
+    assert finished(store), f"the agent did not converge: {[item.status for item in store.list()]}"
 
 
 def ready_now(store):
