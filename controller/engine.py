@@ -382,7 +382,7 @@ class Engine:
         refused: list[errors.StorageError] = []
         for examined in found.volumes:
             observed = None
-            if examined.volume is not None and facts is not None:
+            if examined.volume is not None and facts is not None and not examined.passing:
                 observed = facts.volumes.get(examined.volume.name)
             status = summarising.volume_status(
                 examined.resource,
@@ -390,7 +390,7 @@ class Engine:
                 observed,
                 examined.plan,
                 failures=failures.get(examined.resource.key, ()),
-                readable=readable,
+                readable=readable and not examined.passing,
                 suspended=examined.suspended,
                 job=examined.job,
                 now=moment,

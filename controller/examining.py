@@ -47,6 +47,8 @@ class Examination:
     """What the last job on it failed with, as long as it is not to be tried again."""
     queued: bool = False
     """Whether its job waits for room."""
+    passing: bool = False
+    """Whether what was observed of it is the half of a wipe or an upload."""
 
     @property
     def actionable(self) -> bool:
@@ -74,6 +76,9 @@ _DISTURBING = frozenset(
 )
 """What can't be done to a volume while it is read."""
 
+_OF_CONTENTS = (errors.ProbeFailed, errors.FormatChanged)
+"""What a look may find wrong with contents that are being overwritten."""
+
 
 @dataclass(slots=True)
 class PoolExamination:
@@ -85,6 +90,8 @@ class PoolExamination:
     facts: PoolFacts | None = None
     own: Examination | None = None
     volumes: list[Examination] = field(default_factory=list)
+    overwritten: frozenset[Key] = frozenset()
+    """Volumes whose contents were being replaced when the look at the pool began."""
 
 
 class Examiner:
@@ -135,6 +142,7 @@ class Examiner:
         try:
             found.backend = self.backend(resource.spec.type)
             found.pool = world.declare_pool(resource)
+            found.overwritten = self._jobs.overwritten(name)
             found.facts = found.backend.observe(found.pool)
         except errors.StorageError as error:
             found.own.plan = Plan(refusals=(error,))
@@ -220,14 +228,18 @@ class Examiner:
                 self._examine_volume(world, found, examined, dependents, foreseen=foreseen)
             except errors.StorageError as error:
                 examined.plan = Plan(refusals=(error,))
-            self._mind_jobs(examined)
+            self._mind_jobs(examined, overwritten=resource.key in found.overwritten)
 
-    def _mind_jobs(self, examined: Examination) -> None:
+    def _mind_jobs(self, examined: Examination, *, overwritten: bool) -> None:
         """See what is under way, and let nothing be done that would get in its way."""
         key, plan = examined.resource.key, examined.plan
         examined.job = job = self._jobs.on(key)
         examined.queued = self._jobs.waits(key)
         examined.failed = self._jobs.failure(key, examined.resource.signature)
+        overwritten = overwritten or (job is not None and job.task.overwrites)
+        if overwritten and any(isinstance(item, _OF_CONTENTS) for item in plan.refusals):
+            examined.plan, examined.passing = Plan(), True
+            return
         reader = self._jobs.reading(key)
         released = examined.resource.deleting and not plan.actions
         if job is not None and (released or (plan.actions and job.task.owner != key)):

@@ -63,6 +63,11 @@ class Task:
     attempt: Attempt = ()
     exclusive: bool = True
 
+    @property
+    def overwrites(self) -> bool:
+        """Whether it replaces its volume's contents on command, by a wipe or an upload."""
+        return self.exclusive and self.owner != self.volume
+
     def reading(self, volume: Key) -> bool:
         """Whether it reads a volume that it does not work on."""
         return volume in self.reads or (volume == self.volume and not self.exclusive)
@@ -234,6 +239,11 @@ class Jobs:
     def in_pool(self, pool: str) -> list[Job]:
         with self._changed:
             return [job for job in self._running.values() if job.task.pool == pool]
+
+    def overwritten(self, pool: str) -> frozenset[Key]:
+        """The volumes of a pool whose contents are being replaced."""
+        tasks = (job.task for job in self.in_pool(pool))
+        return frozenset(task.volume for task in tasks if task.overwrites)
 
     def waits(self, owner: Key) -> bool:
         """Whether a job was not begun for want of room, and its pool is going to be woken."""

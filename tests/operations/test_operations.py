@@ -5,11 +5,15 @@ from __future__ import annotations
 import datetime
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from backends import errors
+from backends.base import OpenVolume, Pool, PoolFacts, Work
+from backends.dir import DirBackend
+from backends.images import wiping
 from controller.resources import API_VERSION, now
 from controller.store import Store
 from controller.summarising import condition, ready, stalled
@@ -114,6 +118,41 @@ class TestWipe:
         site.settle()
         site.assert_ready(WEB)
         assert path.stat().st_size == 8 * MIB
+
+    @pytest.mark.parametrize("ends", ["later", "during a look"])
+    def test_an_image_that_is_being_wiped_is_not_taken_for_a_broken_one(
+        self, site: Operated, monkeypatch: pytest.MonkeyPatch, ends: str
+    ) -> None:
+        site.declare("web", format="qcow2")
+        real, begun, go_on = wiping.wipe, threading.Event(), threading.Event()
+
+        def wipe(opened: OpenVolume, algorithm: wiping.Algorithm, work: Work) -> None:
+            real(opened, algorithm, work)
+            begun.set()
+            assert go_on.wait(PATIENCE)
+
+        monkeypatch.setattr(wiping, "wipe", wipe)
+        site.operate("gone")
+        site.reconcile()
+        assert begun.wait(PATIENCE)
+        if ends == "during a look":
+            observe = DirBackend.observe
+
+            def observed(backend: DirBackend, pool: Pool) -> PoolFacts:
+                facts = observe(backend, pool)
+                go_on.set()
+                assert site.engine.jobs.idle(PATIENCE)
+                return facts
+
+            monkeypatch.setattr(DirBackend, "observe", observed)
+        site.reconcile()
+        site.assert_ready(WEB)
+        assert site.get(WEB).status.format == "qcow2"
+        assert "FormatChanged" not in site.reasons(WEB)
+        go_on.set()
+        assert site.ended("gone") == "Succeeded"
+        site.settle()
+        site.assert_ready(WEB)
 
     def test_a_volume_in_use_is_refused_for_good(self, site: Operated) -> None:
         path = filled(site)
