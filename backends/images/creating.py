@@ -36,7 +36,7 @@ COMPATS = ("0.10", "1.1")
 _DEFAULT_COMPAT = "1.1"
 _EXTENDED_L2_CLUSTER = 16384
 _UNMEASURED = "accurate CPU usage"
-_MEASURINGS = 20
+_MEASURINGS = 50
 _FULL = os.strerror(errno.ENOSPC)
 _LOCKED = re.compile(r'Failed to get (shared )?".*" lock')
 

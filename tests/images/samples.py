@@ -12,7 +12,7 @@ from typing import Any
 from backends.images import probing
 
 SECTOR = 512
-ATTEMPTS = 20
+ATTEMPTS = 50
 """To make a LUKS image: qemu measures its own speed, and gives up on a busy machine at times."""
 
 
