@@ -61,7 +61,10 @@ class IscsiBackend(FoundVolumes):
 
     def claims(self, pool: Pool) -> frozenset[str]:
         source = _source(pool)
-        name = source.initiator or "the host's own initiator"
+        try:  # whether it is spelled out or not, it is the same session
+            name = source.initiator or initiator.own_name()
+        except errors.StorageError:
+            name = "the host's own initiator"
         return frozenset({f"iSCSI target {source.device.path} as {name}"})
 
     def place(self, pool: Pool) -> str:

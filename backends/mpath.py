@@ -80,17 +80,21 @@ class MpathBackend(FoundVolumes):
 
 
 def _maps() -> Iterator[FoundDevice]:
-    for name in sorted(os.listdir(_BLOCK)):
-        uuid = attribute(_BLOCK / name / "dm" / "uuid")
-        if uuid.startswith(_UUID):
-            paths = os.listdir(_BLOCK / name / "slaves")
-            yield FoundDevice(
-                name=attribute(_BLOCK / name / "dm" / "name"),
-                node=f"/dev/{name}",
-                serial=uuid.removeprefix(_UUID),
-                size=int(attribute(_BLOCK / name / "size") or 0) * 512,
-                problem="" if paths else "none of its paths is left",
-            )
+    for entry in sorted(os.listdir(_BLOCK)):
+        uuid, name = (attribute(_BLOCK / entry / "dm" / which) for which in ("uuid", "name"))
+        if not (uuid.startswith(_UUID) and name):
+            continue
+        try:
+            paths = os.listdir(_BLOCK / entry / "slaves")
+        except FileNotFoundError:
+            continue  # it went while it was read
+        yield FoundDevice(
+            name=name,
+            node=f"/dev/{entry}",
+            serial=uuid.removeprefix(_UUID),
+            size=int(attribute(_BLOCK / entry / "size") or 0) * 512,
+            problem="" if paths else "none of its paths is left",
+        )
 
 
 def _health() -> dict[str, Health]:

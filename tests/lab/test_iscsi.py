@@ -352,9 +352,12 @@ def test_a_pool_does_not_stop_under_what_stands_on_it(
     assert sessions() == []
 
 
-def test_two_pools_on_one_target_conflict(keeper: Keeper, target: Target) -> None:
+@pytest.mark.parametrize("spelled_out", [{}, {"initiator": targets.INITIATOR}], ids=str)
+def test_two_pools_on_one_target_conflict(
+    keeper: Keeper, target: Target, spelled_out: dict[str, str]
+) -> None:
     start(keeper, san())
-    other = san()
+    other = san(iscsi=spelled_out)
     other["metadata"]["name"] = "san2"
     start(keeper, other)
     keeper.assert_stalled(pool_key("san2"), "Conflict")
