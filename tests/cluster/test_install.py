@@ -81,8 +81,7 @@ def test_an_overlay_has_the_crds_of_this_checkout(cluster: Any, overlay: str) ->
 def test_one_command_on_an_empty_cluster_is_enough(server: Any) -> None:
     """CRDs, and the policies on what they define, in one go."""
     cluster = _Given(server.kubeconfig)
-    done = cluster.kubectl("delete", "--filename", str(REPOSITORY / "crds"))
-    assert done.returncode == 0, done.stderr
+    until(cluster.has_no_crds, "the CRDs have gone")
     done = cluster.kubectl("apply", "-k", str(INSTALL / "overlays" / "files"))
     assert done.returncode == 0, done.stderr
     given = json.dumps(_pool("images", "/srv/images"))
@@ -161,6 +160,13 @@ class _Given:
 
     def __init__(self, kubeconfig: Path) -> None:
         self.kubeconfig = kubeconfig
+
+    def has_no_crds(self) -> bool:
+        """Whether ours have gone, for which it asks again each time."""
+        path = str(REPOSITORY / "crds")
+        self.kubectl("delete", "--wait=false", "--ignore-not-found", "--filename", path)
+        found = self.kubectl("get", "crds", "--output=name")
+        return found.returncode == 0 and GROUP not in found.stdout
 
     def kubectl(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
